@@ -23,11 +23,13 @@ inline bool same_device(const Tensor& a, const Tensor& b) {
 
 // What the tensors to be updated must be. Values are not inspected.
 inline void check_weights(const char* op, const TensorList& weights) {
+  const bool on_cpu = weights.empty() || weights[0].is_cpu();
   for (size_t i = 0; i < weights.size(); ++i) {
     const Tensor& w = weights[i];
     GK_CHECK(is_floating(w.scalar_type()), op, ": weights[", i, "] must be float64, float32, bfloat16 or float16, got ",
              dtype_text(w));
-    GK_CHECK(same_device(w, weights[0]), op, ": weights must be on one device, and weights[", i, "] is on another than weights[0]");
+    GK_CHECK(w.is_cpu() == on_cpu && (on_cpu || same_device(w, weights[0])), op,
+             ": weights must be on one device, and weights[", i, "] is on another than weights[0]");
     if (w.is_contiguous()) continue;
     const auto sizes = w.sizes(), strides = w.strides();
     for (size_t d = 0; d < sizes.size(); ++d) {

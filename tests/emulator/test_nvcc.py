@@ -29,8 +29,16 @@ def includes():
     return [f"-I{path}" for path in cpp_extension.include_paths()]
 
 
+def compile_with_nvcc(source, includes, *arguments):
+    flags = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    done = subprocess.run([tool("nvcc"), *flags, *includes, *arguments, str(source)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def test_every_kernel_has_a_launcher():
-    included = {name for source in [*SOURCES, *CUDA.glob("*.cuh")] for name in re.findall(r'#include "(.*\.cuh)"', source.read_text())}
+    texts = [path.read_text() for path in [*SOURCES, *CUDA.glob("*.cuh")]]
+    included = {name for text in texts for name in re.findall(r'#include "(.*\.cuh)"', text)}
     assert included == {path.name for path in CUDA.glob("*.cuh")}
 
 
@@ -39,10 +47,7 @@ def test_every_kernel_has_a_launcher():
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_compiles_without_spills(source, architecture, includes, tmp_path):
     cubin = tmp_path / "kernels.cubin"
-    command = [tool("nvcc"), "-cubin", f"-arch={architecture}", "-std=c++20", "-O3", "--expt-relaxed-constexpr", "-Xptxas=-v"]
-    command += ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", *includes, str(source), "-o", str(cubin)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = compile_with_nvcc(source, includes, "-cubin", f"-arch={architecture}", "-Xptxas=-v", "-o", str(cubin))
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
     assert spills and all(pair == ("0", "0") for pair in spills), done.stderr
 
@@ -52,3 +57,9 @@ def test_compiles_without_spills(source, architecture, includes, tmp_path):
     for function in assembly.split("Function : ")[1:]:
         if any(name in function.split("\n")[0] for name in WIDE_LOADS):
             assert "LDG.E.128" in function and "STG.E.128" in function, function.split("\n")[0]
+
+
+@pytest.mark.skipif(tool("nvcc") is None, reason="no nvcc")
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_host_code_compiles(source, includes, tmp_path):
+    compile_with_nvcc(source, includes, "-c", "-arch=sm_90", "-Xcompiler=-fPIC,-Wall", "-o", str(tmp_path / "launcher.o"))
