@@ -49,5 +49,6 @@ def check_number(op: str, name: str, value, minimum: float = -math.inf, *, above
     bound = "a finite number" if minimum == -math.inf else f"a finite number {'>' if above else '>='} {minimum:g}"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"gankernels.{op}: {name} must be {bound}, got {type(value).__name__}.")
-    if not math.isfinite(value) or value < minimum or (above and value == minimum):
+    # comparisons rather than math.isfinite, which torch.compile cannot trace for a number it treats as an input
+    if not -math.inf < value < math.inf or value < minimum or (above and value == minimum):
         raise ValueError(f"gankernels.{op}: {name} must be {bound}, got {value}.")

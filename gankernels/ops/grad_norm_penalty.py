@@ -25,7 +25,8 @@ def reference(grads: torch.Tensor, target: float = 1.0, one_sided: bool = False)
     return (excess.clamp(min=0) if one_sided else excess).square().mean(), norms
 
 
-# --- Triton kernels: sums over a sample go in two stages, block by block and then in a fixed order, for determinism ---
+# --- Triton kernels: sums over a sample go in two stages, block by block and then in a fixed order, for determinism. ---
+# The target is a compile-time constant: as an argument it would arrive in float32, too coarse for the float64 kernels.
 
 
 @jit
@@ -49,7 +50,7 @@ def row_sum(partial_ptr, row, blocks, BLOCK: tl.constexpr):
 
 
 @jit
-def slope_of(norm, target, ONE_SIDED: tl.constexpr):
+def slope_of(norm, target: tl.constexpr, ONE_SIDED: tl.constexpr):
     """phi'(norm - target) / (2 norm): 0, not NaN, at norm 0."""
     slope = tl.where(norm == 0, 0.0, 1 - target / tl.where(norm == 0, 1.0, norm))
     slope = tl.where(norm <= target, 0.0, slope) if ONE_SIDED else slope
@@ -57,7 +58,9 @@ def slope_of(norm, target, ONE_SIDED: tl.constexpr):
 
 
 @jit
-def norms_kernel(partial_ptr, norms_ptr, excess_ptr, target, blocks, ONE_SIDED: tl.constexpr, BLOCK: tl.constexpr):
+def norms_kernel(
+    partial_ptr, norms_ptr, excess_ptr, blocks, target: tl.constexpr, ONE_SIDED: tl.constexpr, BLOCK: tl.constexpr
+):
     """norms[sample] and phi(norm - target); grid (sample,)."""
     sample = tl.program_id(0).to(tl.int64)
     norm = tl.sqrt(row_sum(partial_ptr, sample, blocks, BLOCK))
@@ -69,7 +72,15 @@ def norms_kernel(partial_ptr, norms_ptr, excess_ptr, target, blocks, ONE_SIDED: 
 
 @jit
 def grad_norm_penalty_bwd_kernel(
-    grad_ptr, g_ptr, norms_ptr, out_ptr, target, samples, length, ONE_SIDED: tl.constexpr, BLOCK: tl.constexpr
+    grad_ptr,
+    g_ptr,
+    norms_ptr,
+    out_ptr,
+    samples,
+    length,
+    target: tl.constexpr,
+    ONE_SIDED: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
     sample = tl.program_id(0).to(tl.int64)
     within = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -85,12 +96,11 @@ def grad_norm_penalty_bwd_bwd_kernel(
     grad_ptr,
     g_ptr,
     norms_ptr,
-    partial_ptr,
+    dots_ptr,
     out_ptr,
-    target,
     samples,
     length,
-    blocks,
+    target: tl.constexpr,
     ONE_SIDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -100,7 +110,7 @@ def grad_norm_penalty_bwd_bwd_kernel(
     norm = tl.load(norms_ptr + sample)
     scale = tl.load(grad_ptr) * 2 / samples
     safe = tl.where(norm == 0, 1.0, norm)
-    curvature = tl.where(norm == 0, 0.0, target / (safe * safe * safe)) * row_sum(partial_ptr, sample, blocks, BLOCK)
+    curvature = tl.where(norm == 0, 0.0, target / (safe * safe * safe)) * tl.load(dots_ptr + sample)
     curvature = tl.where(norm <= target, 0.0, curvature) if ONE_SIDED else curvature
     v = tl.load(v_ptr + sample * length + within, mask).to(norm.dtype)
     g = tl.load(g_ptr + sample * length + within, mask).to(norm.dtype)
@@ -122,7 +132,7 @@ def _grad_norm_penalty_triton(grads, target, one_sided):
     grads = samples_first(grads)
     partial = _sample_dots(grads, grads, torch.promote_types(grads.dtype, torch.float32))
     norms, excess = partial.new_empty(grads.shape[0]), partial.new_empty(grads.shape[0])
-    norms_kernel[(grads.shape[0],)](partial, norms, excess, target, partial.shape[1], one_sided, BLOCK)
+    norms_kernel[(grads.shape[0],)](partial, norms, excess, partial.shape[1], target, one_sided, BLOCK)
     return excess.mean(), norms
 
 
@@ -132,7 +142,7 @@ def _grad_norm_penalty_bwd_triton(grad, grads, norms, target, one_sided):
     out = torch.empty_like(grads)
     if length:
         grid = (samples, triton.cdiv(length, BLOCK))
-        grad_norm_penalty_bwd_kernel[grid](grad, grads, norms, out, target, samples, length, one_sided, BLOCK)
+        grad_norm_penalty_bwd_kernel[grid](grad, grads, norms, out, samples, length, target, one_sided, BLOCK)
     return out
 
 
@@ -140,16 +150,17 @@ def _grad_norm_penalty_bwd_bwd_triton(grad_grads, grad, grads, norms, target, on
     grads, norms = samples_first(grads), norms.contiguous()
     v = in_layout_of(grads, grad_grads)
     samples, length = grads.shape[0], grads.numel() // grads.shape[0]
-    partial = _sample_dots(grads, v, norms.dtype)
+    dots = _sample_dots(grads, v, norms.dtype).sum(1)
     slopes = torch.where(norms == 0, 0.0, 1 - target / norms) if target else torch.ones_like(norms)
     if one_sided and target:
         slopes = torch.where(norms <= target, 0.0, slopes)
     out = torch.empty_like(grads)
     if length:
-        grad_norm_penalty_bwd_bwd_kernel[tuple(partial.shape)](
-            v, grad, grads, norms, partial, out, target, samples, length, partial.shape[1], one_sided, BLOCK
+        grid = (samples, triton.cdiv(length, BLOCK))
+        grad_norm_penalty_bwd_bwd_kernel[grid](
+            v, grad, grads, norms, dots, out, samples, length, target, one_sided, BLOCK
         )
-    return (slopes * partial.sum(1)).sum() * (2 / samples), out
+    return (slopes * dots).sum() * (2 / samples), out
 
 
 # --- fake and derivatives ---

@@ -73,8 +73,9 @@ def _interpolate_bwd_triton(grad, eps):
 # --- fake and derivatives ---
 
 
-def _per_sample_dot(a, b):
-    return (a * b).flatten(1).sum(1, dtype=torch.promote_types(a.dtype, torch.float32))
+def _eps_gradient(grad, real, fake, dtype):
+    """<grad_i, real_i - fake_i>, in the dtype of eps: nobody asks for it but who learns eps, so it is plain PyTorch."""
+    return (grad.to(dtype) * (real.to(dtype) - fake.to(dtype))).flatten(1).sum(1)
 
 
 def _setup_context(ctx, inputs, output):
@@ -94,7 +95,7 @@ def _backward(ctx, grad):
         if ctx.needs_input_grad[1]:
             fake_grad = ((1 - column) * grad).to(grad.dtype)
     if ctx.needs_input_grad[2]:
-        eps_grad = _per_sample_dot(grad, points[0] - points[1])
+        eps_grad = _eps_gradient(grad, *points, eps.dtype)
     return real_grad, fake_grad, eps_grad
 
 
@@ -105,7 +106,9 @@ def _bwd_setup_context(ctx, inputs, output):
 
 def _bwd_backward(ctx, real_grad_grad, fake_grad_grad):
     eps, *rest = ctx.saved_tensors
-    eps_grad = _per_sample_dot(rest[0], real_grad_grad - fake_grad_grad) if ctx.needs_input_grad[1] else None
+    eps_grad = None
+    if ctx.needs_input_grad[1]:
+        eps_grad = _eps_gradient(rest[0], real_grad_grad, fake_grad_grad, eps.dtype)
     return _op.interpolate(real_grad_grad, fake_grad_grad, eps), eps_grad
 
 
