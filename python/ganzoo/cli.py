@@ -45,12 +45,12 @@ def sample_command(run: Annotated[str, Positional, arg(metavar="RUN")], n: int =
     print(f"Wrote {out}")
 
 
-def resume_command(run: Annotated[str, Positional, arg(metavar="RUN")], steps: int | None = None):
+def resume_command(run: Annotated[str, Positional, arg(metavar="RUN")], steps: int = 0):
     """Go on with a run from its last checkpoint, to the bit on the CPU.
 
     Args:
         run: The folder of the run.
-        steps: Generator steps to end at, in place of those the run was started with.
+        steps: Generator steps to end at; 0 for those the run was started with.
     """
     from ganzoo.training.run import resume
 
@@ -89,9 +89,12 @@ def _app():
 
 
 def _as_sentence(box):
-    """The message in the box that tyro draws around a mistake on the command line, as one sentence."""
-    rows = " ".join(row.strip("│ ") for row in box.splitlines() if row[:1] not in "╭╰")
-    parts = [re.sub(r"\s+", " ", part).strip(" .:") for part in re.split("─{3,}", rows)]
+    """The message in the box that tyro draws around a mistake on the command line, as one sentence.
+
+    Its first line is a title. Where the terminal has no line-drawing characters only the rules between its parts are drawn.
+    """
+    rows = " ".join(row.strip("│ ") for row in box.splitlines()[1:] if row[:1] != "╰")
+    parts = [re.sub(r"\s+", " ", part).strip(" .:") for part in re.split("[─-]{3,}", rows)]
     said = [part for part in parts if part and not part.startswith(("For full helptext", "Argument helptext"))]
     text = "; ".join(part[:1].lower() + part[1:] for part in said)
     for pattern, words in _REWORDED.items():
@@ -104,7 +107,7 @@ _REWORDED = {
     r"error parsing (\S+): could not convert string to float: (.*)": r"\1 must be a number, got \2",
     r"perhaps you meant: (--\S+).*": r"perhaps you meant \1",
     r"missing value for argument '(\S+)'\. Expected (\d+) values": r"\1 must be given \2 value(s), and fewer came",
-    r"missing from (.*): ([A-Z]+) (.*) \(required\)": r"\1 needs \2: \3",
+    r"missing from (.*): ([A-Z]+) (.*)\. \(required\)": r"\1 needs \2: \3",
 }
 
 

@@ -3,25 +3,25 @@
 import io
 
 import torch
+import torch.nn.functional as F
 
 from ganzoo.training.checkpoint import write_atomically
 
 CELL = 64
-"""Pixels, at least, of an image's side in a grid: 8×8 digits are enlarged eight times."""
+GAP = 3
 
 
 def save_grid(path, images, columns=8):
-    """Write images (N, C, H, W) in [−1, 1], C of 1 or 3, as a PNG grid, enlarged without smoothing so that a person can see them."""
+    """Write images (N, C, H, W) in [−1, 1], C of 1 or 3, as a PNG grid. Images lower than `CELL` pixels are enlarged by a whole factor,
+    bicubically: a person reads 8×8 digits far better that way than as blocks."""
     from PIL import Image
 
     count, channels, height, width = images.shape
     rows = -(-count // columns)
     scale = max(1, CELL // height)
-    cells = torch.full((rows * columns, channels, height, width), -1.0)
-    cells[:count] = images.detach().cpu()
-    cells = cells.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    # A gap of two grey pixels right of and below each image.
-    cells = torch.nn.functional.pad(cells, (0, 2, 0, 2), value=-0.5)
+    cells = torch.full((rows * columns, channels, height * scale, width * scale), -1.0)
+    cells[:count] = F.interpolate(images.detach().float().cpu(), scale_factor=scale, mode="bicubic")
+    cells = F.pad(cells, (GAP, GAP, GAP, GAP), value=-0.5)
     grid = cells.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
     pixels = ((grid + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
     content = io.BytesIO()

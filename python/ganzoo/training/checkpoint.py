@@ -48,12 +48,14 @@ def save_checkpoint(folder, trainer):
     write_atomically(Path(folder) / CHECKPOINT, content.getvalue())
     described = {
         "variant": trainer.variant.name,
-        "options": json.dumps(trainer.variant.options()),
-        "image_shape": json.dumps(trainer.image_shape),
-        "steps": str(trainer.steps),
+        "options": trainer.variant.options(),
+        "image_shape": trainer.image_shape,
+        "steps": trainer.steps,
     }
     weights = {name: tensor.contiguous() for name, tensor in trainer.generator().state_dict().items()}
-    write_atomically(Path(folder) / GENERATOR, safetensors.torch.save(weights, metadata=described))
+    # One entry: safetensors writes several in an order that changes from process to process.
+    metadata = {"ganzoo": json.dumps(described)}
+    write_atomically(Path(folder) / GENERATOR, safetensors.torch.save(weights, metadata=metadata))
 
 
 def load_checkpoint(folder):
@@ -94,10 +96,10 @@ def load(path):
         raise Error(f"{path} must be the folder of a run or its {GENERATOR}, and there is none.")
     try:
         with safetensors.safe_open(file, "pt") as opened:
-            described = opened.metadata()
+            described = json.loads(opened.metadata()["ganzoo"])
             weights = {name: opened.get_tensor(name) for name in opened.keys()}
-        variant = create(described["variant"], **json.loads(described["options"]))
-        image_shape, steps = tuple(json.loads(described["image_shape"])), int(described["steps"])
+        variant = create(described["variant"], **described["options"])
+        image_shape, steps = tuple(described["image_shape"]), described["steps"]
     except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise Error(f"{file} is damaged, or not a generator that ganzoo saved ({type(error).__name__}).") from error
     network = variant.networks(image_shape, get_ops("gankernels")).generator

@@ -92,8 +92,8 @@ def train(variant, options, command):
     return folder
 
 
-def resume(folder, steps=None):
-    """Go on with a run from its last checkpoint, to the step it was to end at or to `steps`. Returns the folder.
+def resume(folder, steps=0):
+    """Go on with a run from its last checkpoint, to `steps` or, when that is 0, to the step it was to end at. Returns the folder.
 
     Raises `Error` where the folder is not a run's, its files are damaged, or nothing is left to do.
     """
@@ -105,7 +105,7 @@ def resume(folder, steps=None):
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise Error(f"{folder / 'config.json'} is missing or damaged ({type(error).__name__}).") from error
     options.check()
-    if steps is not None:
+    if steps:
         variant.steps = steps
         variant.check()
     if state["steps"] >= variant.steps:
@@ -113,7 +113,7 @@ def resume(folder, steps=None):
     torch.set_num_threads(options.threads)
     trainer = Trainer(variant, digits()[0], seed=options.seed, device=options.device)
     trainer.load_state_dict(state)
-    if steps is not None:
+    if steps:
         config["options"]["steps"] = steps
         write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
     _carry_out(folder, trainer, options)
