@@ -1,11 +1,12 @@
 """ganzoo: GANs assembled from the fused ops of gankernels, one paper a file.
 
-    import ganzoo
+From Python:
 
-    ganzoo.list_variants()
     trainer = ganzoo.Trainer(ganzoo.create("wgan-gp", width=16), images, seed=0)
     figures = trainer.step()
     pictures = ganzoo.load("runs/<run>").sample(64, seed=0)
+
+`ganzoo train wgan-gp` does the same with files, progress and curves.
 """
 
 from ganzoo.errors import ArgumentError, Error

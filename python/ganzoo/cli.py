@@ -1,4 +1,4 @@
-"""The command line. A variant's dataclass, with that of a run, is what `ganzoo train <variant>` takes and explains."""
+"""The command line. `ganzoo train <variant>` takes the fields of the variant's dataclass and of a run's."""
 
 import contextlib
 import functools
@@ -23,7 +23,9 @@ def list_command():
         print(f"{name:10}{variant_class(name).__doc__.splitlines()[0]}")
 
 
-def sample_command(run: Annotated[str, Positional, arg(metavar="RUN")], n: int = 64, seed: int = 0, out: str = "samples.png"):
+def sample_command(
+    run: Annotated[str, Positional, arg(metavar="RUN")], n: int = 64, seed: int = 0, out: str = "samples.png"
+):
     """Draw images from a trained generator into a PNG. Needs no data set.
 
     Args:
@@ -91,7 +93,8 @@ def _app():
 def _as_sentence(box):
     """The message in the box that tyro draws around a mistake on the command line, as one sentence.
 
-    Its first line is a title. Where the terminal has no line-drawing characters only the rules between its parts are drawn.
+    Its first line is a title. Where the terminal has no line-drawing characters only the rules between its parts are
+    drawn.
     """
     rows = " ".join(row.strip("│ ") for row in box.splitlines()[1:] if row[:1] != "╰")
     parts = [re.sub(r"\s+", " ", part).strip(" .:") for part in re.split("[─-]{3,}", rows)]

@@ -1,8 +1,8 @@
-"""Mistakes in what the user gave, each told in one sentence; the command line prints the sentence and no stack trace."""
+"""Mistakes in what the user gave, each told in one sentence, which is all that the command line prints."""
 
 
 class Error(Exception):
-    """Base of every error that ganzoo raises on purpose. Its text is one complete sentence starting with `ganzoo:`."""
+    """Base of every error that ganzoo raises on purpose. Its text is `ganzoo:` and one complete sentence."""
 
     def __init__(self, sentence):
         super().__init__(f"ganzoo: {sentence}")

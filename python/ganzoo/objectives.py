@@ -1,12 +1,12 @@
 """The losses of the games, on raw scores, all of them minimised.
 
-A discriminator or critic returns one raw score per image: ℓ(x) before any sigmoid, so that D(x) = σ(ℓ(x)) where the paper
-speaks of probabilities, and f(x) where it speaks of a critic. `real` and `fake` are the scores (N,) or (N, 1) of real images
-x and of generated ones G(z); every function returns the mean over the batch, a scalar.
+A discriminator or critic returns one raw score per image: ℓ(x) before any sigmoid, so that D(x) = σ(ℓ(x)) where the
+paper speaks of probabilities, and f(x) where it speaks of a critic. `real` and `fake` are the scores (N,) or (N, 1)
+of real images x and of generated ones G(z); every function returns the mean over the batch, a scalar.
 
 Sign convention: a high score means "real", in every game. The critic of a Wasserstein game therefore minimises
-E f(G(z)) − E f(x) and the generator −E f(G(z)). Texts that print the critic's loss as E f(x) − E f(G(z)) let a low score mean
-"real"; replacing f by −f turns one into the other, so both are the same game.
+E f(G(z)) − E f(x) and the generator −E f(G(z)). Texts that print the critic's loss as E f(x) − E f(G(z)) let a low
+score mean "real"; replacing f by −f turns one into the other, so both are the same game.
 """
 
 import torch
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 def minimax_discriminator(real, fake):
     """−E log D(x) − E log(1 − D(G(z))) = E softplus(−ℓ(x)) + E softplus(ℓ(G(z))).
 
-    Source: Goodfellow et al. (2014), arXiv:1406.2661, eq. 1. Its value is 2 log 2 − 2 JSD(p_data, p_g) at the optimal D.
+    Source: Goodfellow et al. (2014), arXiv:1406.2661, eq. 1. At the optimal D it is 2 log 2 − 2 JSD(p_data, p_g).
     """
     return F.softplus(-real).mean() + F.softplus(fake).mean()
 

@@ -1,11 +1,11 @@
 """Types that say which values an option may take, and the check that every dataclass of options runs.
 
+With these, `Options(steps=0).check()` raises "ganzoo: steps must be at least 1, got 0.":
+
     @dataclass
     class Options(Checked):
         steps: Count = 100
         lr: Positive = 1e-4
-
-    Options(steps=0).check()  # ArgumentError: ganzoo: steps must be at least 1, got 0.
 """
 
 import dataclasses

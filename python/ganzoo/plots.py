@@ -12,8 +12,8 @@ GAP = 3
 
 
 def save_grid(path, images, columns=8):
-    """Write images (N, C, H, W) in [−1, 1], C of 1 or 3, as a PNG grid. Images lower than `CELL` pixels are enlarged by a whole factor,
-    bicubically: a person reads 8×8 digits far better that way than as blocks."""
+    """Write images (N, C, H, W) in [−1, 1], C of 1 or 3, as a PNG grid. Images lower than `CELL` pixels are enlarged
+    by a whole factor, bicubically: a person reads 8×8 digits far better that way than as blocks."""
     from PIL import Image
 
     count, channels, height, width = images.shape
@@ -30,9 +30,10 @@ def save_grid(path, images, columns=8):
 
 
 def save_curves(path, records, title):
-    """Write the curves of a run as a PNG: one panel for the losses, one for each other figure, against the generator step.
+    """Write a run's curves as a PNG: one panel for the losses, one for each other figure, against the generator step.
 
-    `records` are those of `metrics.jsonl`. Points are drawn faintly, their running mean over a twentieth of the run on top.
+    `records` are those of `metrics.jsonl`. Points are drawn faintly, their running mean over a twentieth of the run
+    on top.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -50,7 +51,9 @@ def save_curves(path, records, title):
         for name in panel:
             values = torch.tensor([record[name] for record in records])
             (line,) = axis.plot(steps, values, alpha=0.25, linewidth=0.8)
-            axis.plot(steps[window - 1 :], values.unfold(0, window, 1).mean(1), color=line.get_color(), label=label(name))
+            axis.plot(
+                steps[window - 1 :], values.unfold(0, window, 1).mean(1), color=line.get_color(), label=label(name)
+            )
         axis.legend(loc="upper right")
         axis.grid(alpha=0.3)
     axes[-1].set_xlabel("generator step")

@@ -4,7 +4,6 @@ import sys
 
 import pytest
 import torch
-
 from ganzoo.data.digits import digits
 from ganzoo.variants import create
 

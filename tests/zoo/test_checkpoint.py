@@ -3,10 +3,9 @@ import random
 import signal
 import time
 
+import ganzoo
 import pytest
 import torch
-
-import ganzoo
 from ganzoo import Trainer
 from ganzoo.training import checkpoint
 from ganzoo.training.checkpoint import load_checkpoint, save_checkpoint, write_atomically
@@ -102,10 +101,14 @@ def test_damaged_files_are_named_in_one_sentence(name, read, damage, trainer, tm
     if damage == "missing":
         (tmp_path / name).unlink()
     else:
-        (tmp_path / name).write_bytes({"empty": b"", "truncated": content[: len(content) // 2], "garbage": b"\x80" * 999}[damage])
+        (tmp_path / name).write_bytes(
+            {"empty": b"", "truncated": content[: len(content) // 2], "garbage": b"\x80" * 999}[damage]
+        )
     with pytest.raises(ganzoo.Error) as refused:
         read(tmp_path)
-    assert str(refused.value).startswith("ganzoo: ") and str(refused.value).count("\n") == 0 and name in str(refused.value)
+    assert (
+        str(refused.value).startswith("ganzoo: ") and str(refused.value).count("\n") == 0 and name in str(refused.value)
+    )
 
 
 def test_a_checkpoint_runs_no_code(tmp_path):

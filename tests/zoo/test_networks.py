@@ -1,6 +1,5 @@
 import pytest
 import torch
-
 from ganzoo import ArgumentError
 from ganzoo.networks import dcgan, sngan
 
@@ -30,5 +29,7 @@ def test_dcgan_at_its_papers_size_has_its_papers_layers():
 
 @pytest.mark.parametrize("shape", [(1, 12, 12), (1, 4, 4), (1, 16, 8), (1, 28, 28)])
 def test_other_sizes_are_refused_in_a_sentence(shape):
-    with pytest.raises(ArgumentError, match=f"images must be square with a side of 8, 16, 32.* got {shape[1]} x {shape[2]}"):
+    with pytest.raises(
+        ArgumentError, match=f"images must be square with a side of 8, 16, 32.* got {shape[1]} x {shape[2]}"
+    ):
         dcgan.Generator(5, shape, 2)

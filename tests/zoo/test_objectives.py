@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-
 from ganzoo import objectives as obj
 
 
@@ -15,7 +14,10 @@ def sigmoid(x):
 
 
 def test_minimax_discriminator_by_hand():
-    expected = -(math.log(sigmoid(2)) + math.log(sigmoid(-1))) / 2 - (math.log(1 - sigmoid(0.5)) + math.log(1 - sigmoid(-3))) / 2
+    expected = (
+        -(math.log(sigmoid(2)) + math.log(sigmoid(-1))) / 2
+        - (math.log(1 - sigmoid(0.5)) + math.log(1 - sigmoid(-3))) / 2
+    )
     assert obj.minimax_discriminator(t(2, -1), t(0.5, -3)).item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -30,9 +32,7 @@ def test_generators_of_the_two_games_by_hand():
 
 def test_value_at_the_optimal_discriminator_is_two_jsd_minus_log_four():
     # p = (3/4, 1/4), q = (1/4, 3/4) on two points; D* = p/(p+q), so its logit is log p/q.
-    loss = obj.minimax_discriminator(
-        torch.log(t(3, 3, 3, 1 / 3)), torch.log(t(3, 1 / 3, 1 / 3, 1 / 3))
-    ).item()
+    loss = obj.minimax_discriminator(torch.log(t(3, 3, 3, 1 / 3)), torch.log(t(3, 1 / 3, 1 / 3, 1 / 3))).item()
     jsd = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
     assert -loss == pytest.approx(2 * jsd - math.log(4), rel=1e-12)
 
@@ -61,6 +61,8 @@ def test_hinge_is_per_sample_not_of_the_batch_mean():
 @pytest.mark.parametrize("score", [-1000.0, 1000.0])
 def test_extreme_scores_stay_finite(score):
     for value in (
-        obj.minimax_discriminator(t(score), t(score)), obj.minimax_generator(t(score)), obj.non_saturating_generator(t(score))
+        obj.minimax_discriminator(t(score), t(score)),
+        obj.minimax_generator(t(score)),
+        obj.non_saturating_generator(t(score)),
     ):
         assert math.isfinite(value.item())

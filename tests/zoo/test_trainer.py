@@ -1,11 +1,10 @@
 import copy
 import io
 
+import ganzoo
 import pytest
 import torch
 from conftest import same
-
-import ganzoo
 from ganzoo import ArgumentError, Trainer
 from ganzoo.variants import variant_class
 
@@ -150,9 +149,15 @@ def test_an_epoch_draws_every_image_once():
     "options, sentence",
     [
         (dict(seed=-1), "ganzoo: seed must be a whole number of at least 0 and below 2^63, got -1."),
-        (dict(device="abacus"), "ganzoo: device must be cpu, or an accelerator of this machine such as cuda, got 'abacus'."),
+        (
+            dict(device="abacus"),
+            "ganzoo: device must be cpu, or an accelerator of this machine such as cuda, got 'abacus'.",
+        ),
         (dict(ops="numpy"), "ganzoo: ops must be gankernels or stock, got 'numpy'."),
-        (dict(images=torch.zeros(64, 8, 8)), "ganzoo: images must be a float tensor (N, C, H, W), got torch.float32 (64, 8, 8)."),
+        (
+            dict(images=torch.zeros(64, 8, 8)),
+            "ganzoo: images must be a float tensor (N, C, H, W), got torch.float32 (64, 8, 8).",
+        ),
         (
             dict(images=torch.zeros(64, 1, 8, 8, dtype=torch.uint8)),
             "ganzoo: images must be a float tensor (N, C, H, W), got torch.uint8 (64, 1, 8, 8).",
@@ -175,7 +180,11 @@ def test_bad_arguments_are_refused_in_one_sentence(images, options, sentence):
         ("gan", dict(width=True), "ganzoo: width must be a whole number, got True."),
         ("gan", dict(lr=float("nan")), "ganzoo: lr must be a finite number above 0, got nan."),
         ("gan", dict(ema=1.0), "ganzoo: ema must be at least 0 and below 1, got 1.0."),
-        ("gan", dict(betas=(0.5, 1.0)), "ganzoo: betas must be two numbers, each at least 0 and below 1, got (0.5, 1.0)."),
+        (
+            "gan",
+            dict(betas=(0.5, 1.0)),
+            "ganzoo: betas must be two numbers, each at least 0 and below 1, got (0.5, 1.0).",
+        ),
         ("gan", dict(betas=0.5), "ganzoo: betas must be two numbers, each at least 0 and below 1, got 0.5."),
         ("wgan", dict(clip=0), "ganzoo: clip must be a finite number above 0, got 0."),
         (

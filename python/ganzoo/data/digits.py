@@ -1,6 +1,7 @@
 """The handwritten digits that come with scikit-learn: 1,797 real ones, 8×8 pixels with 17 grey levels.
 
-Source: UCI Machine Learning Repository, Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998), its test set.
+Source: UCI Machine Learning Repository, Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998), its
+test set.
 """
 
 import torch

@@ -1,8 +1,9 @@
 """How many generated digits a classifier of the real ones recognises.
 
-The classifier is a logistic regression on the 64 pixels, fitted to a random 70 % of scikit-learn's digits. It is a plain and cautious
-judge: of the real digits held out from it it calls about seven in ten with p ≥ 0.9, of uniform noise about one in twenty, so a share
-is to be read beside that of the held-out digits, which `DigitJudge.held_out` gives.
+The classifier is a logistic regression on the 64 pixels, fitted to a random 70 % of scikit-learn's digits. It is a
+plain and cautious judge: of the real digits held out from it it calls about seven in ten with p ≥ 0.9, of uniform
+noise about one in twenty, so a share is to be read beside that of the held-out digits, which `DigitJudge.held_out`
+gives.
 """
 
 from ganzoo.data.digits import digits
@@ -27,8 +28,8 @@ class DigitJudge:
     def judge(self, images):
         """Judges images (N, 1, 8, 8) with pixels in [−1, 1].
 
-        Returns `recognised`, the share that is classified with p ≥ 0.9, in [0, 1], and `classes`, how many of the ten digits at least
-        2 % of the images are classified as.
+        Returns `recognised`, the share that is classified with p ≥ 0.9, in [0, 1], and `classes`, how many of the
+        ten digits at least 2 % of the images are classified as.
         """
         probabilities = self._classifier.predict_proba(_features(images))
         confidence, classes = probabilities.max(1), probabilities.argmax(1)

@@ -9,8 +9,8 @@ from ganzoo.networks import doublings
 
 
 class Generator(nn.Sequential):
-    """Latents (N, latent) to images (N, C, H, W) in (−1, 1): a dense layer to 4×4, doublings by 4×4 transposed convolutions of
-    stride 2 with batch norm and ReLU, and a 3×3 convolution into tanh.
+    """Latents (N, latent) to images (N, C, H, W) in (−1, 1): a dense layer to 4×4, doublings by 4×4 transposed
+    convolutions of stride 2 with batch norm and ReLU, and a 3×3 convolution into tanh.
 
     `width` is the number of channels at the image's full size; it doubles with every halving.
     """
@@ -24,8 +24,8 @@ class Generator(nn.Sequential):
 
 
 class Discriminator(nn.Sequential):
-    """Images (N, C, H, W) to raw scores (N,): before each 4×4 convolution of stride 2 one 3×3 of stride 1, a last 3×3 at 4×4
-    and a dense layer; LeakyReLU(0.1), no batch norm.
+    """Images (N, C, H, W) to raw scores (N,): before each 4×4 convolution of stride 2 one 3×3 of stride 1, a last
+    3×3 at 4×4 and a dense layer; LeakyReLU(0.1), no batch norm.
 
     `width` is the number of channels at the image's full size; it doubles with every halving.
     """

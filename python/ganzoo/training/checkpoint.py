@@ -1,7 +1,7 @@
 """Files that outlive the process: checkpoints to go on from, and generators to sample from.
 
-A file is written beside its place, flushed to the disk and renamed over it, so a reader, or a process killed at any moment, finds the
-old file or the new one, whole.
+A file is written beside its place, flushed to the disk and renamed over it, so a reader, or a process killed at any
+moment, finds the old file or the new one, whole.
 """
 
 import io

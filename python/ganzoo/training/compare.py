@@ -13,9 +13,10 @@ BLOCK_SECONDS = 0.3
 def compare_speed(variant, images, *, device, blocks):
     """Trains two copies of a variant, alike but for their ops, in turns of about 0.3 s.
 
-    Returns `images_per_second` and `stock_images_per_second`, each the median over `blocks` turns, and `ratio`, the median of the
-    ratios of neighbouring turns. An image counts once for each discriminator or critic update that it is drawn for. What else the
-    machine does falls on both sides alike, since the turns are short and alternate in their order.
+    Returns `images_per_second` and `stock_images_per_second`, each the median over `blocks` turns, and `ratio`, the
+    median of the ratios of neighbouring turns. An image counts once for each discriminator or critic update that it
+    is drawn for. What else the machine does falls on both sides alike, since the turns are short and alternate in
+    their order.
     """
     trainers = {ops: Trainer(variant, images, device=device, ops=ops) for ops in ("gankernels", "stock")}
     for trainer in trainers.values():
@@ -47,12 +48,12 @@ def _images_per_second(trainer, steps):
 
 def speed_line(speed):
     """One line that says which side is faster and by how much."""
-    ratio = speed["ratio"]
+    ratio, ours, stock = speed["ratio"], speed["images_per_second"], speed["stock_images_per_second"]
     if ratio >= 1:
         verdict = f"gankernels is {ratio:.2f} times as fast"
     else:
         verdict = f"gankernels is SLOWER here, {ratio:.2f} times as fast"
     return (
-        f"gankernels {speed['images_per_second']:,.0f} images/s, stock PyTorch {speed['stock_images_per_second']:,.0f} images/s: "
-        f"{verdict} (medians of {speed['blocks']} interleaved blocks)."
+        f"gankernels {ours:,.0f} images/s, stock PyTorch {stock:,.0f} images/s: {verdict} "
+        f"(medians of {speed['blocks']} interleaved blocks)."
     )

@@ -16,7 +16,9 @@ def as_device(device):
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError):
-        raise ArgumentError("device", "cpu, or an accelerator of this machine such as cuda", repr(str(device))) from None
+        raise ArgumentError(
+            "device", "cpu, or an accelerator of this machine such as cuda", repr(str(device))
+        ) from None
 
 
 def check_seed(seed):
@@ -51,7 +53,8 @@ class Trainer:
     Args:
         variant: from `ganzoo.create`, or an instance of a `Variant` of your own.
         images: float tensor (N, C, H, W), pixels in [−1, 1]; kept on the device.
-        seed: decides the initial weights and everything drawn later. The same seed gives the same run, to the bit on the CPU.
+        seed: decides the initial weights and everything drawn later. The same seed gives the same run, to the bit on
+            the CPU.
         device: where to train.
         ops: `gankernels`, or `stock` for the same training with PyTorch's own ops.
 
@@ -61,7 +64,8 @@ class Trainer:
     def __init__(self, variant, images, *, seed=0, device="cpu", ops="gankernels"):
         variant.check()
         if not isinstance(images, torch.Tensor) or images.dim() != 4 or not images.is_floating_point():
-            got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, torch.Tensor) else type(images).__name__
+            tensor = isinstance(images, torch.Tensor)
+            got = f"{images.dtype} {tuple(images.shape)}" if tensor else type(images).__name__
             raise ArgumentError("images", "a float tensor (N, C, H, W)", got)
         self.variant, self.image_shape, self.device = variant, tuple(images.shape[1:]), as_device(device)
         self.steps = 0
@@ -96,8 +100,8 @@ class Trainer:
     def step(self):
         """One generator step with all the updates that the schedule puts in it.
 
-        Returns the figures of the last update of each player as scalar tensors: its loss under `<player>_loss`, and what its loss
-        function returned beside it.
+        Returns the figures of the last update of each player as scalar tensors: its loss under `<player>_loss`, and
+        what its loss function returned beside it.
         """
         figures = {}
         with self._random:
@@ -134,7 +138,8 @@ class Trainer:
         return draw_samples(self.variant, self.generator(), count, seed, self.device)
 
     def state_dict(self):
-        """Everything that the next step depends on, as tensors and plain values: `torch.load(weights_only=True)` reads it back."""
+        """Everything that the next step depends on, as tensors and plain values: `torch.load(weights_only=True)`
+        reads it back."""
         return {
             "steps": self.steps,
             "networks": {name: network.state_dict() for name, network in self.networks.named_children()},
@@ -145,7 +150,8 @@ class Trainer:
         }
 
     def load_state_dict(self, state):
-        """Continue from a `state_dict`. On the CPU every later step then equals that of the run that was never stopped, to the bit."""
+        """Continue from a `state_dict`. On the CPU every later step then equals that of the run that was never
+        stopped, to the bit."""
         self.steps = state["steps"]
         for name, network in self.networks.named_children():
             network.load_state_dict(state["networks"][name])
@@ -158,7 +164,8 @@ class Trainer:
 
 
 def draw_samples(variant, generator, count, seed, device="cpu"):
-    """`count` images from a generator, from the latents that `seed` gives. Leaves PyTorch's default generators as they were."""
+    """`count` images from a generator, from the latents that `seed` gives. Leaves PyTorch's default generators as
+    they were."""
     if count < 1:
         raise ArgumentError("count", "at least 1", count)
     with RandomStream(check_seed(seed), device), torch.no_grad():

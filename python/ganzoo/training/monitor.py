@@ -12,7 +12,8 @@ METRICS = "metrics.jsonl"
 
 
 def read_metrics(folder):
-    """The records of a run's `metrics.jsonl`, up to the first that is not whole: a killed process may leave half a line."""
+    """The records of a run's `metrics.jsonl`, up to the first that is not whole: a killed process may leave half a
+    line."""
     path = Path(folder) / METRICS
     records = []
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -24,8 +25,9 @@ def read_metrics(folder):
 
 
 class Monitor:
-    """Shows the progress of a run and appends its figures to `metrics.jsonl`, one JSON object a line: `step`, `seconds` of training
-    so far, and the figures that `Trainer.step` returned. To be used as a context manager around the training.
+    """Shows the progress of a run and appends its figures to `metrics.jsonl`, one JSON object a line: `step`,
+    `seconds` of training so far, and the figures that `Trainer.step` returned. To be used as a context manager
+    around the training.
 
     A run that goes on from step `start` keeps the records up to it.
     """
@@ -51,9 +53,7 @@ class Monitor:
             TextColumn("{task.fields[figures]}"),
         )
         self._progress.start()
-        self._task = self._progress.add_task(
-            self._title, total=self._steps, completed=self._start, rate="", figures=""
-        )
+        self._task = self._progress.add_task(self._title, total=self._steps, completed=self._start, rate="", figures="")
         return self
 
     def __exit__(self, *exception):
@@ -72,7 +72,8 @@ class Monitor:
         self._progress.update(self._task, completed=step, rate=f"{rate:.1f} steps/s,")
 
     def log(self, step, figures):
-        """Record the figures of a step, scalar tensors by name. Raises `Error` when one is no longer a finite number."""
+        """Record the figures of a step, scalar tensors by name. Raises `Error` when one is no longer a finite
+        number."""
         values = {name: value.item() for name, value in figures.items()}
         for name, value in values.items():
             if not math.isfinite(value):

@@ -10,8 +10,8 @@ from ganzoo.errors import ArgumentError
 class Ops:
     """A family of ops under the names and signatures of `gankernels`.
 
-    `Adam` and `RMSprop` take torch.optim's arguments, `clip=c` to clip the weights to [−c, c] after the update, and `ema=` with
-    `ema_decay=` to average them; `spectral_norm` takes a whole network and returns it.
+    `Adam` and `RMSprop` take torch.optim's arguments, `clip=c` to clip the weights to [−c, c] after the update, and
+    `ema=` with `ema_decay=` to average them; `spectral_norm` takes a whole network and returns it.
     """
 
     name: str

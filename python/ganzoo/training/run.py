@@ -1,13 +1,13 @@
 """A training with its folder: what `ganzoo train` and `ganzoo resume` do.
 
-    config.json            variant, options, data, versions and the command that started it
-    metrics.jsonl          the figures of every tenth step
-    curves.png             the same as curves
-    samples/000500.png     what the same 64 latents became by that step
-    samples.png            the last of these
-    generator.safetensors  the generator's weights: `ganzoo sample <run>`
-    checkpoint.pt          everything else: `ganzoo resume <run>`
-    summary.json           what came out of it
+config.json            variant, options, data, versions and the command that started it
+metrics.jsonl          the figures of every tenth step
+curves.png             the same as curves
+samples/000500.png     what the same 64 latents became by that step
+samples.png            the last of these
+generator.safetensors  the generator's weights: `ganzoo sample <run>`
+checkpoint.pt          everything else: `ganzoo resume <run>`
+summary.json           what came out of it
 """
 
 import dataclasses
@@ -93,7 +93,8 @@ def train(variant, options, command):
 
 
 def resume(folder, steps=0):
-    """Go on with a run from its last checkpoint, to `steps` or, when that is 0, to the step it was to end at. Returns the folder.
+    """Go on with a run from its last checkpoint, to `steps` or, when that is 0, to the step it was to end at.
+    Returns the folder.
 
     Raises `Error` where the folder is not a run's, its files are damaged, or nothing is left to do.
     """
@@ -172,9 +173,10 @@ def _judge(trainer):
         "untrained": judge.judge(untrained.sample(JUDGED, seed=1).cpu()),
         "real": judge.held_out(),
     }
+    shares = {name: f"{judged['recognised']:.1%}" for name, judged in figures.items()}
     print(
-        f"Recognised with p >= 0.9 by a classifier of the real digits: {figures['samples']['recognised']:.1%} of {JUDGED} samples "
-        f"(untrained generator {figures['untrained']['recognised']:.1%}, real digits it has not seen "
-        f"{figures['real']['recognised']:.1%}); {figures['samples']['classes']} of the 10 digits appear."
+        f"Recognised with p >= 0.9 by a classifier of the real digits: {shares['samples']} of {JUDGED} samples "
+        f"(untrained generator {shares['untrained']}, real digits it has not seen {shares['real']}); "
+        f"{figures['samples']['classes']} of the 10 digits appear."
     )
     return figures

@@ -6,9 +6,11 @@ from ganzoo.errors import ArgumentError
 
 
 class RandomStream:
-    """PyTorch's default generators as one run sees them: entering puts the run's state in place, leaving puts the caller's back.
+    """PyTorch's default generators as one run sees them: entering puts the run's state in place, leaving puts the
+    caller's back.
 
-    So whatever a run draws, dropout included, depends on its seed alone, and a library user's own random numbers are left alone.
+    So whatever a run draws, dropout included, depends on its seed alone, and a library user's own random numbers are
+    left alone.
     """
 
     def __init__(self, seed, device):
@@ -47,8 +49,8 @@ class RandomStream:
 
 
 class Sampler:
-    """Draws batches without replacement, in a new random order each epoch; the images that do not fill a last batch are left for
-    other epochs."""
+    """Draws batches without replacement, in a new random order each epoch; the images that do not fill a last batch
+    are left for other epochs."""
 
     def __init__(self, images, batch):
         if not 1 <= batch <= len(images):

@@ -1,4 +1,5 @@
-"""What `ganzoo.training.ops` asks for, in stock PyTorch and as PyTorch users write it: the other side of the speed comparison."""
+"""What `ganzoo.training.ops` asks for, in stock PyTorch and as PyTorch users write it: the other side of the speed
+comparison."""
 
 import torch
 from torch import nn
@@ -7,7 +8,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 def gradient_penalty(critic, real, fake, *, weight=10.0):
-    """weight·E (‖∇f(x̂)‖₂ − 1)² over x̂ = εx + (1 − ε)G(z), ε ~ U(0, 1) per sample, by `autograd.grad(create_graph=True)`."""
+    """weight·E (‖∇f(x̂)‖₂ − 1)² over x̂ = εx + (1 − ε)G(z), ε ~ U(0, 1) per sample, by
+    `autograd.grad(create_graph=True)`."""
     eps = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device, dtype=real.dtype)
     mixed = (eps * real + (1 - eps) * fake).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(critic(mixed).sum(), mixed, create_graph=True)
@@ -15,7 +17,8 @@ def gradient_penalty(critic, real, fake, *, weight=10.0):
 
 
 def spectral_norm(network):
-    """`torch.nn.utils.parametrizations.spectral_norm` on every convolution and linear layer of the network, which is returned."""
+    """`torch.nn.utils.parametrizations.spectral_norm` on every convolution and linear layer of the network, which is
+    returned."""
     for layer in list(network.modules()):
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             parametrizations.spectral_norm(layer)

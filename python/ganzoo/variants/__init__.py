@@ -4,5 +4,15 @@ from ganzoo.variants import gan, sngan, wgan, wgan_gp
 from ganzoo.variants.base import Networks, Player, Variant, create, list_variants, register, variant_class
 
 __all__ = [
-    "Networks", "Player", "Variant", "create", "gan", "list_variants", "register", "sngan", "variant_class", "wgan", "wgan_gp",
+    "Networks",
+    "Player",
+    "Variant",
+    "create",
+    "gan",
+    "list_variants",
+    "register",
+    "sngan",
+    "variant_class",
+    "wgan",
+    "wgan_gp",
 ]

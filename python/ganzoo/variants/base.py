@@ -13,7 +13,7 @@ _VARIANTS = {}
 
 
 class Networks(nn.Module):
-    """The networks of a variant under their names: `Networks(generator=..., critic=...)` gives `networks.generator`."""
+    """A variant's networks under their names: `Networks(generator=..., critic=...)` has `.generator` and `.critic`."""
 
     def __init__(self, **networks):
         super().__init__()
@@ -27,9 +27,10 @@ class Player:
 
     Args:
         networks: names of the networks it trains. On its turn they alone receive gradients.
-        loss: `loss(networks, draw, ops)` returns the scalar that it minimises and a dict of further scalars to plot. `draw.real()` and
-            `draw.latents()` each sample a fresh batch.
-        optimizer: takes the parameters, and `ema=` and `ema_decay=` where weights are averaged, and returns the optimiser.
+        loss: `loss(networks, draw, ops)` returns the scalar that it minimises and a dict of further scalars to plot.
+            `draw.real()` and `draw.latents()` each sample a fresh batch.
+        optimizer: takes the parameters, and `ema=` and `ema_decay=` where weights are averaged, and returns the
+            optimiser.
         ema: decay per update of the running average of its networks' weights; 0 keeps none.
     """
 
@@ -41,7 +42,8 @@ class Player:
 
 @dataclasses.dataclass
 class Variant(Checked):
-    """A GAN as its paper has it: networks, losses and schedule. Its fields are its options, in Python and on the command line.
+    """A GAN as its paper has it: networks, losses and schedule. Its fields are its options, in Python and on the
+    command line.
 
     A subclass gives `networks` and `players`, and `schedule` where players do not simply alternate.
     """

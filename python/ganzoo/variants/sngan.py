@@ -12,7 +12,8 @@ from ganzoo.variants.base import Networks, Player, Variant, register
 class SNGAN(Variant):
     """SN-GAN: every weight of the discriminator divided by its largest singular value, under the hinge loss.
 
-    L_D = E max(0, 1 − ℓ(x)) + E max(0, 1 + ℓ(G(z))), L_G = −E ℓ(G(z)), W̄ = W/σ(W) with one power iteration per forward.
+    L_D = E max(0, 1 − ℓ(x)) + E max(0, 1 + ℓ(G(z))), L_G = −E ℓ(G(z)),
+    W̄ = W/σ(W) with one power iteration per forward pass.
 
     Source: Miyato et al. (2018), arXiv:1802.05957, algorithm 1 and eqs. 16 and 17.
     """

@@ -14,7 +14,8 @@ class WGAN(Variant):
 
     L_C = E f(G(z)) − E f(x), every weight of f clipped to [−c, c] after each update; L_G = −E f(G(z)).
 
-    Source: Arjovsky, Chintala and Bottou (2017), arXiv:1701.07875, algorithm 1; the long critic phases are from the authors' code.
+    Source: Arjovsky, Chintala and Bottou (2017), arXiv:1701.07875, algorithm 1. The long critic phases are those
+    of the authors' code.
     """
 
     ema: Decay = 0.99

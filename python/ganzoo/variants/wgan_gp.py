@@ -12,7 +12,8 @@ from ganzoo.variants.base import Networks, Player, Variant, register
 class WGANGP(Variant):
     """WGAN-GP: Wasserstein GAN with gradient penalty.
 
-    L_C = E f(G(z)) − E f(x) + λ E (‖∇f(x̂)‖ − 1)², x̂ = εx + (1 − ε)G(z) with one ε ~ U(0, 1) per sample; L_G = −E f(G(z)).
+    L_C = E f(G(z)) − E f(x) + λ E (‖∇f(x̂)‖ − 1)², L_G = −E f(G(z)),
+    x̂ = εx + (1 − ε)G(z) with one ε ~ U(0, 1) per sample.
 
     Source: Gulrajani et al. (2017), arXiv:1704.00028, algorithm 1.
     """
