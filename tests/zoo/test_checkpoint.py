@@ -102,7 +102,7 @@ def test_damaged_files_are_named_in_one_sentence(name, read, damage, trainer, tm
         (tmp_path / name).unlink()
     else:
         (tmp_path / name).write_bytes(
-            {"empty": b"", "truncated": content[: len(content) // 2], "garbage": b"\x80" * 999}[damage]
+            {"empty": b"", "truncated": content[: len(content) // 2], "garbage": b"no checkpoint" * 99}[damage]
         )
     with pytest.raises(ganzoo.Error) as refused:
         read(tmp_path)

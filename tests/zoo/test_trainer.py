@@ -1,12 +1,17 @@
 import copy
 import io
+from dataclasses import dataclass
 
-import ganzoo
 import pytest
 import torch
 from conftest import same
+from torch import nn
+
+import ganzoo
 from ganzoo import ArgumentError, Trainer
-from ganzoo.variants import variant_class
+from ganzoo.objectives import minimax_discriminator, minimax_generator
+from ganzoo.training.checkpoint import save_checkpoint
+from ganzoo.variants import Networks, Player, Variant, base, register, variant_class
 
 STEPS = 4
 
@@ -198,3 +203,45 @@ def test_bad_options_are_refused_in_one_sentence(name, options, sentence):
     with pytest.raises(ganzoo.Error) as refused:
         ganzoo.create(name, **options)
     assert str(refused.value) == sentence
+
+
+def test_a_variant_of_ones_own_trains_saves_and_samples(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "_VARIANTS", dict(base._VARIANTS))
+
+    @register("mine")
+    @dataclass
+    class Mine(Variant):
+        """The minimax game between two perceptrons, both updating twice."""
+
+        def networks(self, image_shape, ops):
+            pixels = torch.Size(image_shape).numel()
+            return Networks(
+                generator=nn.Sequential(nn.Linear(self.latent, pixels), nn.Tanh(), nn.Unflatten(1, image_shape)),
+                judge=nn.Sequential(nn.Flatten(), nn.Linear(pixels, 1), nn.Dropout()),
+            )
+
+        def judge_loss(self, networks, draw, ops):
+            return minimax_discriminator(
+                networks.judge(draw.real()), networks.judge(networks.generator(draw.latents()))
+            ), {}
+
+        def generator_loss(self, networks, draw, ops):
+            return minimax_generator(networks.judge(networks.generator(draw.latents()))), {}
+
+        def players(self, ops):
+            return {
+                "judge": Player(("judge",), self.judge_loss, ops.Adam),
+                "generator": Player(("generator",), self.generator_loss, ops.Adam),
+            }
+
+        def schedule(self, step):
+            return ["judge", "generator"] * 2
+
+    first, second = (Trainer(ganzoo.create("mine", width=2), images, seed=1) for _ in range(2))
+    assert same(run(first), run(second))  # dropout included
+    assert first.images_drawn == STEPS * 2 * 64
+    save_checkpoint(tmp_path, first)
+    assert torch.equal(ganzoo.load(tmp_path).sample(3), first.sample(3))
+
+    with pytest.raises(ganzoo.Error, match="ganzoo: a variant named mine is already registered."):
+        register("mine")(Mine)

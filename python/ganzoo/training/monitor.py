@@ -37,7 +37,10 @@ class Monitor:
         self._path, self._title, self._start, self._steps = Path(folder) / METRICS, title, start, steps
 
     def __enter__(self):
+        from rich.console import Group
+        from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.text import Text
 
         self._file = open(self._path, "w")
         for record in self.records:
@@ -48,16 +51,18 @@ class Monitor:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]} left"),
+            TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("left"),
         )
-        self._progress.start()
-        self._task = self._progress.add_task(self._title, total=self._steps, completed=self._start, rate="", figures="")
+        self._task = self._progress.add_task(self._title, total=self._steps, completed=self._start, rate="")
+        self._figures = Text()
+        self._live = Live(Group(self._progress, self._figures), refresh_per_second=4)
+        self._live.start()
         return self
 
     def __exit__(self, *exception):
-        self._progress.stop()
+        self._live.stop()
         self._file.close()
 
     def _write(self, record):
@@ -69,7 +74,7 @@ class Monitor:
 
     def advance(self, step):
         rate = (step - self._start) / (time.perf_counter() - self._began)
-        self._progress.update(self._task, completed=step, rate=f"{rate:.1f} steps/s,")
+        self._progress.update(self._task, completed=step, rate=f"{rate:.1f} steps/s")
 
     def log(self, step, figures):
         """Record the figures of a step, scalar tensors by name. Raises `Error` when one is no longer a finite
@@ -81,5 +86,4 @@ class Monitor:
         self.records.append({"step": step, "seconds": round(self.seconds(), 3), **values})
         self._write(self.records[-1])
         self._file.flush()
-        shown = "  ".join(f"{label(name)} {value:.3f}" for name, value in values.items())
-        self._progress.update(self._task, figures=shown)
+        self._figures.plain = "   ".join(f"{label(name)} {value:.3f}" for name, value in values.items())

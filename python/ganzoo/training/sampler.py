@@ -16,7 +16,10 @@ class RandomStream:
     def __init__(self, seed, device):
         self._device = torch.device(device)
         with self._restored():
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
+            if self._device.type == "cuda":
+                with torch.cuda.device(self._device):
+                    torch.cuda.manual_seed(seed)
             self._state = self._get()
 
     def _get(self):

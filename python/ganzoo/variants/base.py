@@ -45,7 +45,7 @@ class Variant(Checked):
     """A GAN as its paper has it: networks, losses and schedule. Its fields are its options, in Python and on the
     command line.
 
-    A subclass gives `networks` and `players`, and `schedule` where players do not simply alternate.
+    A subclass gives `networks`, one of which is called `generator`, `players` and `schedule`.
     """
 
     steps: Count = 2000
@@ -54,7 +54,7 @@ class Variant(Checked):
     """Images per batch."""
     latent: Count = 64
     """Dimensions of the latent z ~ N(0, I)."""
-    width: Count = 32
+    width: Count = 16
     """Channels of the networks' largest feature maps; they double as the maps halve."""
     ema: Decay = 0.0
     """Decay per step of the running average of the generator's weights, which then draws the samples; 0 for none."""
@@ -74,10 +74,6 @@ class Variant(Checked):
     def latents(self, count, device):
         """`count` latents, (count, latent), from PyTorch's default generator."""
         return torch.randn(count, self.latent, device=device)
-
-    def sample(self, networks, latents):
-        """The images (N, C, H, W) that these latents become."""
-        return networks.generator(latents)
 
     def options(self):
         """The options as a dict of plain values, as written to a run's `config.json`."""
