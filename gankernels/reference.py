@@ -5,5 +5,6 @@ Each takes the op's own arguments, runs in any dtype on any device, and differen
 
 from .ops.grad_norm_penalty import reference as grad_norm_penalty
 from .ops.interpolate import reference as interpolate
+from .ops.spectral_norm import reference as spectral_norm
 
-__all__ = ["grad_norm_penalty", "interpolate"]
+__all__ = ["grad_norm_penalty", "interpolate", "spectral_norm"]
