@@ -1,0 +1,430 @@
+// Convolutions, linear layers, piecewise-linear activations and pooling whose second derivatives cost what they must.
+//
+// Stock autograd's double backward pushes tensors of zeros through the whole network: the derivative of leaky_relu_backward in its
+// input is zeros rather than absent, and convolution's double backward hands a zero gradient to its input. It also computes
+// the weight's gradient as a forward convolution whose kernel is a whole feature map. The nodes here leave absent gradients
+// absent and use the native weight-gradient kernel; each family is closed under differentiation, so every order is exact.
+//
+// These ops only rearrange stock kernels, so a call must cost what an aten call costs and a backward must know what this
+// backward asks for: they are C++ autograd functions in an ordinary extension (see docs in gankernels/ops/fast_double_backward.py).
+// They are CompositeImplicitAutograd: torch.compile, functionalization and fake tensors see through them to aten.
+#include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <atomic>
+
+namespace {
+
+using at::IntArrayRef;
+using at::Tensor;
+using std::optional;
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+template <class State>
+using StatePtr = c10::intrusive_ptr<State>;
+
+template <class State>
+void keep(AutogradContext* ctx, const StatePtr<State>& state, const variable_list& saved) {
+  ctx->set_materialize_grads(false);
+  ctx->save_for_backward(saved);
+  ctx->saved_data["state"] = c10::IValue::make_capsule(state);
+}
+
+template <class State>
+StatePtr<State> kept(AutogradContext* ctx) {
+  return c10::static_intrusive_pointer_cast<State>(ctx->saved_data["state"].toCapsule());
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Products y = P(x, w) + b, linear in x and in w. With g the gradient at y:
+//   input(g, w) is the gradient in x,  weight(g, x) the gradient in w,
+// and the derivatives of the three maps are the three maps again.
+// ---------------------------------------------------------------------------------------------------------------------
+
+std::atomic<int> weight_gradients_disabled{0};
+
+struct Convolution : torch::CustomClassHolder {
+  std::vector<int64_t> stride, padding, dilation, output_padding;
+  bool transposed;
+  int64_t groups;
+
+  Tensor forward(const Tensor& x, const Tensor& w, const optional<Tensor>& b) const {
+    return at::convolution(x, w, b, stride, padding, dilation, transposed, output_padding, groups);
+  }
+  // x and w also say what shapes and memory formats the gradients have
+  std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& g, const Tensor& x, const Tensor& w,
+                                              std::array<bool, 3> mask) const {
+    const int64_t channels = w.size(transposed ? 1 : 0) * (transposed ? groups : 1);
+    at::OptionalIntArrayRef bias_sizes;
+    if (mask[2]) bias_sizes = at::OptionalIntArrayRef(IntArrayRef(channels));
+    return at::convolution_backward(g, x, w, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, mask);
+  }
+  Tensor bias_gradient(const Tensor& g) const {
+    std::vector<int64_t> dims{0};
+    for (int64_t i = 2; i < g.dim(); ++i) dims.push_back(i);
+    return g.sum(dims);
+  }
+};
+
+struct Linear : torch::CustomClassHolder {
+  Tensor forward(const Tensor& x, const Tensor& w, const optional<Tensor>& b) const { return at::linear(x, w, b); }
+  std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& g, const Tensor& x, const Tensor& w,
+                                              std::array<bool, 3> mask) const {
+    Tensor gx, gw, gb;
+    if (mask[0]) gx = at::matmul(g, w);
+    if (mask[1]) gw = at::mm(g.reshape({-1, w.size(0)}).t(), x.reshape({-1, w.size(1)}));
+    if (mask[2]) gb = bias_gradient(g);
+    return {gx, gw, gb};
+  }
+  Tensor bias_gradient(const Tensor& g) const { return g.reshape({-1, g.size(-1)}).sum(0); }
+};
+
+template <class P>
+struct ProductInput;
+template <class P>
+struct ProductWeight;
+
+template <class P>
+struct Product : Function<Product<P>> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w, const optional<Tensor>& b,
+                        const StatePtr<P>& product) {
+    keep(ctx, product, {x, w, b.value_or(Tensor())});
+    return product->forward(x, w, b);
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const Tensor& g = grads[0];
+    if (!g.defined()) return {Tensor(), Tensor(), Tensor(), Tensor()};
+    const auto saved = ctx->get_saved_variables();
+    const auto product = kept<P>(ctx);
+    const Tensor &x = saved[0], &w = saved[1], &b = saved[2];
+    const bool needs_x = ctx->needs_input_grad(0), needs_b = b.defined() && ctx->needs_input_grad(2);
+    const bool needs_w = ctx->needs_input_grad(1) && weight_gradients_disabled.load(std::memory_order_relaxed) == 0;
+    Tensor gx, gw, gb;
+    if (!at::GradMode::is_enabled()) {
+      std::tie(gx, gw, gb) = product->backward(g, x, w, {needs_x, needs_w, needs_b});
+    } else {
+      if (needs_x) gx = ProductInput<P>::apply(g, w, b.defined() ? optional<Tensor>(b) : std::nullopt, x.detach(), product);
+      if (needs_w) gw = ProductWeight<P>::apply(g, x, w.detach(), product);
+      if (needs_b) gb = product->bias_gradient(g);
+    }
+    return {gx, gw, gb, Tensor()};
+  }
+};
+
+template <class P>
+struct ProductInput : Function<ProductInput<P>> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& g, const Tensor& w, const optional<Tensor>& b,
+                        const Tensor& x, const StatePtr<P>& product) {
+    keep(ctx, product, {g, w, b.value_or(Tensor()), x});
+    return std::get<0>(product->backward(g, x, w, {true, false, false}));
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const Tensor& v = grads[0];
+    if (!v.defined()) return {Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+    const auto saved = ctx->get_saved_variables();
+    const auto product = kept<P>(ctx);
+    const Tensor &g = saved[0], &w = saved[1], &b = saved[2];
+    Tensor gg, gw, gb;
+    if (ctx->needs_input_grad(0)) gg = Product<P>::apply(v, w, std::nullopt, product);
+    if (ctx->needs_input_grad(1) && weight_gradients_disabled.load(std::memory_order_relaxed) == 0)
+      gw = ProductWeight<P>::apply(g, v, w.detach(), product);
+    // The bias does not enter. Zero rather than absent where stock has zeros, below another layer: optimisers and
+    // data-parallel reducers count on that .grad.
+    if (b.defined() && ctx->needs_input_grad(2) && ctx->needs_input_grad(0)) gb = at::zeros_like(b);
+    return {gg, gw, gb, Tensor(), Tensor()};
+  }
+};
+
+template <class P>
+struct ProductWeight : Function<ProductWeight<P>> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& g, const Tensor& x, const Tensor& w,
+                        const StatePtr<P>& product) {
+    keep(ctx, product, {g, x, w});
+    return std::get<1>(product->backward(g, x, w, {false, true, false}));
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    const Tensor& v = grads[0];
+    if (!v.defined()) return {Tensor(), Tensor(), Tensor(), Tensor()};
+    const auto saved = ctx->get_saved_variables();
+    const auto product = kept<P>(ctx);
+    const Tensor &g = saved[0], &x = saved[1];
+    Tensor gg, gx;
+    if (ctx->needs_input_grad(0)) gg = Product<P>::apply(x, v, std::nullopt, product);
+    if (ctx->needs_input_grad(1)) gx = ProductInput<P>::apply(g, v, std::nullopt, x.detach(), product);
+    return {gg, gx, Tensor(), Tensor()};
+  }
+};
+
+// Function::forward runs below autograd, so autocast's casts are made, and recorded, before it.
+template <class P>
+Tensor product(const Tensor& x, const Tensor& w, const optional<Tensor>& b, const StatePtr<P>& state) {
+  const auto device = x.device().type();
+  if (!at::autocast::is_autocast_enabled(device)) return Product<P>::apply(x, w, b, state);
+  const auto dtype = at::autocast::get_autocast_dtype(device);
+  const auto cast = [&](const Tensor& t) { return at::autocast::cached_cast(dtype, t, device); };
+  return Product<P>::apply(cast(x), cast(w), b ? optional<Tensor>(cast(*b)) : std::nullopt, state);
+}
+
+std::vector<int64_t> per_dimension(IntArrayRef values, int64_t dimensions) {
+  return values.size() == 1 ? std::vector<int64_t>(dimensions, values[0]) : values.vec();
+}
+
+Tensor convolution(const Tensor& x, const Tensor& w, const optional<Tensor>& b, IntArrayRef stride, IntArrayRef padding,
+                   IntArrayRef dilation, bool transposed, IntArrayRef output_padding, int64_t groups) {
+  const int64_t dimensions = w.dim() - 2;
+  TORCH_CHECK(x.dim() == dimensions + 2, "gankernels.fast_convolution: input must have ", dimensions + 2,
+              " dimensions, batch first, got shape ", x.sizes());
+  auto state = c10::make_intrusive<Convolution>();
+  state->stride = per_dimension(stride, dimensions);
+  state->padding = per_dimension(padding, dimensions);
+  state->dilation = per_dimension(dilation, dimensions);
+  state->output_padding = per_dimension(output_padding, dimensions);
+  state->transposed = transposed;
+  state->groups = groups;
+  return product(x, w, b, state);
+}
+
+Tensor linear(const Tensor& x, const Tensor& w, const optional<Tensor>& b) {
+  static const auto state = c10::make_intrusive<Linear>();
+  return product(x, w, b, state);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Local maps y = f(x) that are linear around almost every x: pull(g) applies the transpose of the Jacobian, push(v) the
+// Jacobian; neither depends on x any further. `saved` is what fixes the Jacobian: a sign pattern, indices, or just a shape.
+// ---------------------------------------------------------------------------------------------------------------------
+
+struct LocalMap : torch::CustomClassHolder {
+  // returns {y, saved...}; `saved` may repeat x or y
+  virtual variable_list value(const Tensor& x) const = 0;
+  virtual Tensor pull(const Tensor& g, const variable_list& saved) const = 0;
+  virtual Tensor push(const Tensor& v, const variable_list& saved) const { return pull(v, saved); }  // diagonal maps
+};
+
+// The Jacobian of a local map as a pair of nodes, each the other's derivative. `saved` travels inside a struct so that
+// autograd draws no edge to it.
+struct Jacobian {
+  StatePtr<LocalMap> map;
+  variable_list saved;
+};
+
+template <bool transpose>
+struct LinearPass : Function<LinearPass<transpose>> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& t, const Jacobian& jacobian) {
+    keep(ctx, jacobian.map, jacobian.saved);
+    return transpose ? jacobian.map->pull(t, jacobian.saved) : jacobian.map->push(t, jacobian.saved);
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    if (!grads[0].defined()) return {Tensor(), Tensor()};
+    return {LinearPass<!transpose>::apply(grads[0], Jacobian{kept<LocalMap>(ctx), ctx->get_saved_variables()}), Tensor()};
+  }
+};
+
+struct Local : Function<Local> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const StatePtr<LocalMap>& map, bool inplace) {
+    variable_list result = map->value(x);
+    Tensor y = result[0];
+    if (inplace) ctx->mark_dirty({y});
+    keep(ctx, map, variable_list(result.begin() + 1, result.end()));
+    return y;
+  }
+  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+    if (!grads[0].defined()) return {Tensor(), Tensor(), Tensor()};
+    const Jacobian jacobian{kept<LocalMap>(ctx), ctx->get_saved_variables()};
+    Tensor gx = at::GradMode::is_enabled() ? LinearPass<true>::apply(grads[0], jacobian)
+                                           : jacobian.map->pull(grads[0], jacobian.saved);
+    return {gx, Tensor(), Tensor()};
+  }
+};
+
+template <class Map, class... Arguments>
+Tensor local(const Tensor& x, Arguments... arguments) {
+  return Local::apply(x, StatePtr<LocalMap>(c10::make_intrusive<Map>(arguments...)), false);
+}
+
+// Activations keep their output where it tells the sign: the next layer keeps it anyway, so the input can be freed.
+struct LeakyReLU : LocalMap {
+  double slope;
+  bool inplace;
+  LeakyReLU(double slope, bool inplace) : slope(slope), inplace(inplace) {}
+  variable_list value(const Tensor& x) const override {
+    if (inplace) {
+      Tensor y = x;
+      at::leaky_relu_(y, slope);
+      return {y, y};
+    }
+    Tensor y = slope == 0 ? at::relu(x) : at::leaky_relu(x, slope);
+    return {y, slope >= 0 ? y : x};
+  }
+  Tensor pull(const Tensor& g, const variable_list& saved) const override {
+    if (slope == 0) return at::threshold_backward(g, saved[0], 0);
+    return at::leaky_relu_backward(g, saved[0], slope, slope > 0);
+  }
+};
+
+struct Hardtanh : LocalMap {
+  double low, high;
+  Hardtanh(double low, double high) : low(low), high(high) {}
+  variable_list value(const Tensor& x) const override {
+    Tensor y = at::hardtanh(x, low, high);
+    return {y, y};
+  }
+  Tensor pull(const Tensor& g, const variable_list& saved) const override {
+    return at::hardtanh_backward(g, saved[0], low, high);
+  }
+};
+
+struct Threshold : LocalMap {
+  double threshold, constant;
+  Threshold(double threshold, double constant) : threshold(threshold), constant(constant) {}
+  variable_list value(const Tensor& x) const override { return {at::threshold(x, threshold, constant), x}; }
+  Tensor pull(const Tensor& g, const variable_list& saved) const override {
+    return at::threshold_backward(g, saved[0], threshold);
+  }
+};
+
+struct Abs : LocalMap {
+  variable_list value(const Tensor& x) const override { return {at::abs(x), x}; }
+  Tensor pull(const Tensor& g, const variable_list& saved) const override { return at::mul(g, at::sgn(saved[0])); }
+};
+
+struct MaxPool : LocalMap {
+  std::vector<int64_t> kernel, stride, padding, dilation;
+  bool ceil_mode;
+  MaxPool(IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, bool ceil_mode)
+      : kernel(kernel.vec()), stride(stride.vec()), padding(padding.vec()), dilation(dilation.vec()), ceil_mode(ceil_mode) {}
+  variable_list value(const Tensor& x) const override {
+    auto [y, indices] = kernel.size() == 3
+                            ? at::max_pool3d_with_indices(x, kernel, stride, padding, dilation, ceil_mode)
+                            : at::max_pool2d_with_indices(x, kernel, stride, padding, dilation, ceil_mode);
+    return {y, x, indices};
+  }
+  Tensor pull(const Tensor& g, const variable_list& saved) const override {
+    return kernel.size() == 3
+               ? at::max_pool3d_with_indices_backward(g, saved[0], kernel, stride, padding, dilation, ceil_mode, saved[1])
+               : at::max_pool2d_with_indices_backward(g, saved[0], kernel, stride, padding, dilation, ceil_mode, saved[1]);
+  }
+  Tensor push(const Tensor& v, const variable_list& saved) const override {
+    const int64_t first = -int64_t(kernel.size());
+    return v.flatten(first).gather(-1, saved[1].flatten(first)).view_as(saved[1]);
+  }
+};
+
+struct AvgPool : LocalMap {
+  std::vector<int64_t> kernel, stride, padding;
+  bool ceil_mode, count_include_pad;
+  optional<int64_t> divisor;
+  AvgPool(IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, bool ceil_mode, bool count_include_pad,
+          optional<int64_t> divisor)
+      : kernel(kernel.vec()),
+        stride(stride.vec()),
+        padding(padding.vec()),
+        ceil_mode(ceil_mode),
+        count_include_pad(count_include_pad),
+        divisor(divisor) {}
+  Tensor push(const Tensor& v, const variable_list&) const override {
+    return kernel.size() == 3 ? at::avg_pool3d(v, kernel, stride, padding, ceil_mode, count_include_pad, divisor)
+                              : at::avg_pool2d(v, kernel, stride, padding, ceil_mode, count_include_pad, divisor);
+  }
+  variable_list value(const Tensor& x) const override { return {push(x, {}), x}; }
+  Tensor pull(const Tensor& g, const variable_list& saved) const override {
+    return kernel.size() == 3
+               ? at::avg_pool3d_backward(g, saved[0], kernel, stride, padding, ceil_mode, count_include_pad, divisor)
+               : at::avg_pool2d_backward(g, saved[0], kernel, stride, padding, ceil_mode, count_include_pad, divisor);
+  }
+};
+
+struct AdaptiveAvgPool2d : LocalMap {
+  std::vector<int64_t> size;
+  explicit AdaptiveAvgPool2d(IntArrayRef size) : size(size.vec()) {}
+  Tensor push(const Tensor& v, const variable_list&) const override { return at::_adaptive_avg_pool2d(v, size); }
+  variable_list value(const Tensor& x) const override { return {push(x, {}), x}; }
+  Tensor pull(const Tensor& g, const variable_list& saved) const override {
+    return at::_adaptive_avg_pool2d_backward(g, saved[0]);
+  }
+};
+
+struct ReflectionPad : LocalMap {
+  std::vector<int64_t> padding;
+  explicit ReflectionPad(IntArrayRef padding) : padding(padding.vec()) {}
+  Tensor push(const Tensor& v, const variable_list&) const override {
+    return padding.size() == 2 ? at::reflection_pad1d(v, padding) : at::reflection_pad2d(v, padding);
+  }
+  variable_list value(const Tensor& x) const override { return {push(x, {}), x}; }
+  Tensor pull(const Tensor& g, const variable_list& saved) const override {
+    return padding.size() == 2 ? at::reflection_pad1d_backward(g, saved[0], padding)
+                               : at::reflection_pad2d_backward(g, saved[0], padding);
+  }
+};
+
+struct ReplicationPad : LocalMap {
+  std::vector<int64_t> padding;
+  explicit ReplicationPad(IntArrayRef padding) : padding(padding.vec()) {}
+  Tensor push(const Tensor& v, const variable_list&) const override {
+    return padding.size() == 2 ? at::replication_pad1d(v, padding) : at::replication_pad2d(v, padding);
+  }
+  variable_list value(const Tensor& x) const override { return {push(x, {}), x}; }
+  Tensor pull(const Tensor& g, const variable_list& saved) const override {
+    return padding.size() == 2 ? at::replication_pad1d_backward(g, saved[0], padding)
+                               : at::replication_pad2d_backward(g, saved[0], padding);
+  }
+};
+
+Tensor leaky_relu(const Tensor& x, double slope) { return local<LeakyReLU>(x, slope, false); }
+
+Tensor leaky_relu_(Tensor x, double slope) {
+  TORCH_CHECK(slope >= 0, "gankernels.fast_leaky_relu_: in place, the slope must be >= 0, got ", slope);
+  return Local::apply(x, StatePtr<LocalMap>(c10::make_intrusive<LeakyReLU>(slope, true)), true);
+}
+
+Tensor hardtanh(const Tensor& x, double low, double high) { return local<Hardtanh>(x, low, high); }
+Tensor threshold(const Tensor& x, double threshold, double value) { return local<Threshold>(x, threshold, value); }
+Tensor absolute(const Tensor& x) { return local<Abs>(x); }
+
+Tensor max_pool(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                bool ceil_mode) {
+  return local<MaxPool>(x, kernel, stride, padding, dilation, ceil_mode);
+}
+
+Tensor avg_pool(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, bool ceil_mode,
+                bool count_include_pad, optional<int64_t> divisor) {
+  return local<AvgPool>(x, kernel, stride, padding, ceil_mode, count_include_pad, divisor);
+}
+
+Tensor adaptive_avg_pool2d(const Tensor& x, IntArrayRef size) { return local<AdaptiveAvgPool2d>(x, size); }
+Tensor reflection_pad(const Tensor& x, IntArrayRef padding) { return local<ReflectionPad>(x, padding); }
+Tensor replication_pad(const Tensor& x, IntArrayRef padding) { return local<ReplicationPad>(x, padding); }
+
+// Process-wide, since autograd runs a GPU's backward on threads of its own.
+void disable_weight_gradients(int64_t change) { weight_gradients_disabled += int(change); }
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(gankernels, m) {
+  m.def(
+      "fast_convolution(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding, int[] dilation, "
+      "bool transposed, int[] output_padding, int groups) -> Tensor",
+      convolution);
+  m.def("fast_linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor", linear);
+  m.def("fast_leaky_relu(Tensor input, float slope) -> Tensor", leaky_relu);
+  m.def("fast_leaky_relu_(Tensor(a!) input, float slope) -> Tensor(a!)", leaky_relu_);
+  m.def("fast_hardtanh(Tensor input, float low, float high) -> Tensor", hardtanh);
+  m.def("fast_threshold(Tensor input, float threshold, float value) -> Tensor", threshold);
+  m.def("fast_abs(Tensor input) -> Tensor", absolute);
+  m.def(
+      "fast_max_pool(Tensor input, int[] kernel, int[] stride, int[] padding, int[] dilation, bool ceil_mode) -> Tensor",
+      max_pool);
+  m.def(
+      "fast_avg_pool(Tensor input, int[] kernel, int[] stride, int[] padding, bool ceil_mode, bool count_include_pad, "
+      "int? divisor) -> Tensor",
+      avg_pool);
+  m.def("fast_adaptive_avg_pool2d(Tensor input, int[] size) -> Tensor", adaptive_avg_pool2d);
+  m.def("fast_reflection_pad(Tensor input, int[] padding) -> Tensor", reflection_pad);
+  m.def("fast_replication_pad(Tensor input, int[] padding) -> Tensor", replication_pad);
+  m.def("disable_weight_gradients(int change) -> ()", disable_weight_gradients);
+  m.def("autograd_built_for() -> str", []() { return std::string(GANKERNELS_BUILT_FOR); });
+}

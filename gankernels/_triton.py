@@ -1,0 +1,41 @@
+"""What the Triton kernels' launchers share. Triton is only needed where there is a GPU, so importing this never fails."""
+
+from __future__ import annotations
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # kernels are then never launched; the decorator leaves them as plain functions
+    triton = tl = None
+
+# One block per program and chunk; 4 warps x 32 lanes x 8 float32 (two 128-bit loads each) keep enough bytes in flight on every
+# card from sm_80 on, and a chunk divides evenly into the layouts of real feature maps.
+BLOCK = 1024
+
+
+def jit(kernel):
+    return triton.jit(kernel) if triton is not None else kernel
+
+
+def samples_first(t: torch.Tensor) -> torch.Tensor:
+    """t, or a contiguous copy when a sample (index of dimension 0) is not one dense block of memory."""
+    if t.numel() == 0 or (t.shape[0] == 1 or t.stride(0) == t.numel() // t.shape[0]) and is_dense(t):
+        return t
+    return t.contiguous()
+
+
+def is_dense(t: torch.Tensor) -> bool:
+    """Every element once, without gaps, in some order of the dimensions."""
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(t.stride(), t.shape) if size != 1):
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def in_layout_of(like: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """The elements of t in the memory order of `like`, which is dense and has its shape."""
+    return t if t.stride() == like.stride() else torch.empty_like(like).copy_(t)

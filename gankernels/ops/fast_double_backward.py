@@ -1,0 +1,255 @@
+"""Double backward at its minimum for the layers a critic is made of, without a change to the critic.
+
+Let F be one forward of the critic. A gradient penalty needs four passes of that size: forward, input gradient, tangent forward
+and weight gradient. Stock autograd takes more than six, eager and compiled, because
+
+1. the derivative of e.g. leaky_relu_backward in its input is a tensor of zeros, not absent, and runs through the whole network;
+2. so does the zero gradient that convolution's double backward hands to its input;
+3. the weight's gradient is computed as a forward convolution whose kernel is the whole feature map.
+
+Inside `fast_double_backward()` a torch-function mode routes those layers to ops of csrc/autograd that do none of this. What it does
+not know passes through untouched, and stays right.
+
+Why C++ autograd nodes here and nowhere else: these ops add no kernel, they rearrange stock ones, so the boundary is their whole
+cost (a node in C++ costs what aten's does; one with a Python derivative twice that, forward and backward) and, unlike a Python
+formula, a C++ node knows which gradients this very backward call asks for. Ops with kernels of their own go through
+`_registration.register`, where a boundary is paid once per step and not once per layer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+_op = torch.ops.gankernels
+_ROUTES = {}
+
+
+def _route(*functions):
+    """The decorated function answers for these torch functions; it returns NotImplemented for a case it leaves to stock."""
+
+    def decorate(route):
+        for function in functions:
+            _ROUTES[function] = route
+        return route
+
+    return decorate
+
+
+def _tuple(value, n):
+    return [value] * n if isinstance(value, int) else list(value)
+
+
+def _convolution(dimensions, transposed):
+    def call(input, weight, bias, stride, padding, dilation, output_padding, groups):
+        if input.dim() != dimensions + 2:
+            return NotImplemented  # an unbatched sample
+        dilation = _tuple(dilation, dimensions)
+        if padding == "valid":
+            padding = 0
+        elif padding == "same":
+            total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:])]
+            if any(t % 2 for t in total):
+                return NotImplemented  # pads one side more than the other
+            padding = [t // 2 for t in total]
+        return _op.fast_convolution(
+            input,
+            weight,
+            bias,
+            _tuple(stride, dimensions),
+            _tuple(padding, dimensions),
+            dilation,
+            transposed,
+            _tuple(output_padding, dimensions),
+            groups,
+        )
+
+    if transposed:
+
+        def route(input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
+            return call(input, weight, bias, stride, padding, dilation, output_padding, groups)
+    else:
+
+        def route(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+            return call(input, weight, bias, stride, padding, dilation, 0, groups)
+
+    return route
+
+
+for _dimensions, _conv, _conv_transpose in (
+    (1, torch.conv1d, torch.conv_transpose1d),
+    (2, torch.conv2d, torch.conv_transpose2d),
+    (3, torch.conv3d, torch.conv_transpose3d),
+):
+    _route(_conv)(_convolution(_dimensions, transposed=False))
+    _route(_conv_transpose)(_convolution(_dimensions, transposed=True))
+
+
+@_route(F.linear)
+def _linear(input, weight, bias=None):
+    if weight.dim() != 2:
+        return NotImplemented
+    return _op.fast_linear(input, weight, bias)
+
+
+@_route(torch.relu, torch.Tensor.relu)
+def _relu(input):
+    return _op.fast_leaky_relu(input, 0.0)
+
+
+@_route(torch.relu_, torch.Tensor.relu_)
+def _relu_(input):
+    return _op.fast_leaky_relu_(input, 0.0)
+
+
+@_route(F.relu)
+def _functional_relu(input, inplace=False):
+    return _op.fast_leaky_relu_(input, 0.0) if inplace else _op.fast_leaky_relu(input, 0.0)
+
+
+@_route(F.leaky_relu)
+def _leaky_relu(input, negative_slope=0.01, inplace=False):
+    if inplace and negative_slope >= 0:
+        return _op.fast_leaky_relu_(input, negative_slope)
+    return NotImplemented if inplace else _op.fast_leaky_relu(input, negative_slope)
+
+
+@_route(F.rrelu)
+def _rrelu(input, lower=1.0 / 8, upper=1.0 / 3, training=False, inplace=False):
+    return NotImplemented if training else _leaky_relu(input, (lower + upper) / 2, inplace)
+
+
+@_route(F.hardtanh)
+def _hardtanh(input, min_val=-1.0, max_val=1.0, inplace=False):
+    return NotImplemented if inplace else _op.fast_hardtanh(input, min_val, max_val)
+
+
+@_route(F.relu6)
+def _relu6(input, inplace=False):
+    return NotImplemented if inplace else _op.fast_hardtanh(input, 0.0, 6.0)
+
+
+@_route(F.threshold)
+def _threshold(input, threshold, value, inplace=False):
+    return NotImplemented if inplace else _op.fast_threshold(input, threshold, value)
+
+
+@_route(torch.abs, torch.absolute, torch.Tensor.abs, torch.Tensor.absolute)
+def _abs(input):
+    return NotImplemented if input.is_complex() else _op.fast_abs(input)
+
+
+def _pool_arguments(kernel_size, stride, padding, dimensions):
+    kernel = _tuple(kernel_size, dimensions)
+    return kernel, kernel if stride is None or stride == [] else _tuple(stride, dimensions), _tuple(padding, dimensions)
+
+
+def _max_pool(dimensions):
+    def route(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+        if return_indices or input.dim() != dimensions + 2:
+            return NotImplemented
+        kernel, stride, padding = _pool_arguments(kernel_size, stride, padding, dimensions)
+        dilation = _tuple(dilation, dimensions)
+        if dimensions == 1:  # as one row of an image
+            row = _op.fast_max_pool(
+                input.unsqueeze(-2), [1, *kernel], [1, *stride], [0, *padding], [1, *dilation], ceil_mode
+            )
+            return row.squeeze(-2)
+        return _op.fast_max_pool(input, kernel, stride, padding, dilation, ceil_mode)
+
+    return route
+
+
+def _avg_pool(dimensions):
+    def route(
+        input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
+    ):
+        if input.dim() != dimensions + 2:
+            return NotImplemented
+        kernel, stride, padding = _pool_arguments(kernel_size, stride, padding, dimensions)
+        if dimensions == 1:
+            row = _op.fast_avg_pool(
+                input.unsqueeze(-2), [1, *kernel], [1, *stride], [0, *padding], ceil_mode, count_include_pad, None
+            )
+            return row.squeeze(-2)
+        return _op.fast_avg_pool(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override)
+
+    return route
+
+
+for _dimensions, _max_pools, _avg in (
+    (1, (F.max_pool1d, torch.max_pool1d), F.avg_pool1d),
+    (2, (F.max_pool2d, torch.max_pool2d), F.avg_pool2d),
+    (3, (F.max_pool3d, torch.max_pool3d), F.avg_pool3d),
+):
+    _route(*_max_pools)(_max_pool(_dimensions))
+    _route(_avg)(_avg_pool(_dimensions))
+
+
+@_route(F.adaptive_avg_pool2d)
+def _adaptive_avg_pool2d(input, output_size):
+    size = _tuple(output_size, 2)
+    if input.dim() != 4 or None in size or size == [1, 1]:  # stock's global pooling is a mean: nothing to gain
+        return NotImplemented
+    return _op.fast_adaptive_avg_pool2d(input, size)
+
+
+@_route(F.pad)
+def _pad(input, pad, mode="constant", value=None):
+    pad = list(pad)
+    if mode not in ("reflect", "replicate") or (len(pad), input.dim()) not in ((2, 3), (4, 4)):
+        return NotImplemented
+    return (_op.fast_reflection_pad if mode == "reflect" else _op.fast_replication_pad)(input, pad)
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def _in_functorch():
+    """C++ autograd nodes know no torch.func transform; under one, stock ops must run."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+
+
+class fast_double_backward(TorchFunctionMode):  # noqa: N801  a context manager, named as users type it
+    """Routes a network's layers, while its forward runs, to ops whose second derivatives cost what they must.
+
+        with gk.fast_double_backward():
+            scores = critic(x)
+        (grads,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
+
+    Known: convolutions and transposed convolutions of 1 to 3 dimensions, linear layers, ReLU, leaky ReLU (also in place), ReLU6,
+    hardtanh, threshold, abs, evaluation-mode RReLU, max and average pooling, reflection and replication padding. Values and
+    gradients of every order are those of stock PyTorch; only zeros that stock computes are left out. A parameter that moves the
+    penalty only through a switching pattern (say, a learned offset added before a ReLU) may get no .grad where stock hands it a
+    tensor of zeros; biases of convolutions and linear layers get their zeros.
+
+    Anything else, tensor subclasses and torch.func transforms included, passes through untouched. Works under torch.compile, autocast, DataParallel.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        route = _ROUTES.get(func)
+        if route is not None and not any(t not in _PLAIN for t in types) and not _in_functorch():
+            out = route(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def no_weight_gradients():
+    """Backward passes inside compute no gradient of the weights of layers that ran under `fast_double_backward`.
+
+    For first-order passes of which only the input's gradient is wanted but whose caller asks for more, such as a
+    `loss.backward()` that should only reach the generator through the discriminator. `torch.autograd.grad(…, x)` needs no such
+    switch: the layers see that no weight was asked for. Weights get no .grad at all inside, biases do. Process-wide, since
+    autograd runs a GPU's backward on threads of its own; nests.
+    """
+    _op.disable_weight_gradients(1)
+    try:
+        yield
+    finally:
+        _op.disable_weight_gradients(-1)

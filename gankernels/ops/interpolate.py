@@ -1,0 +1,170 @@
+"""x = eps * real + (1 - eps) * fake with one eps per sample: the points at which WGAN-GP penalises its critic.
+
+The op and its transpose close under differentiation, so every order of derivative is one pass over memory:
+    (d real, d fake) = (eps * g, (1 - eps) * g),    d g = eps * h_real + (1 - eps) * h_fake.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .._checks import check_batch, check_like, check_tensor, shape
+from .._registration import register
+from .._triton import BLOCK, in_layout_of, jit, samples_first, tl, triton
+
+_op = torch.ops.gankernels
+
+
+def reference(real: torch.Tensor, fake: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    """eps * real + (1 - eps) * fake in plain PyTorch; eps has shape (N,)."""
+    eps = eps.reshape(-1, *[1] * (real.dim() - 1))
+    return (eps * real + (1 - eps) * fake).to(real.dtype)
+
+
+# --- Triton kernels: grid (sample, block of the sample) ---
+
+
+@jit
+def interpolate_kernel(real_ptr, fake_ptr, eps_ptr, x_ptr, length, BLOCK: tl.constexpr):
+    sample = tl.program_id(0).to(tl.int64)
+    within = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = within < length
+    eps = tl.load(eps_ptr + sample)
+    real = tl.load(real_ptr + sample * length + within, mask).to(eps.dtype)
+    fake = tl.load(fake_ptr + sample * length + within, mask).to(eps.dtype)
+    x = eps * real + (1 - eps) * fake
+    tl.store(x_ptr + sample * length + within, x.to(x_ptr.dtype.element_ty), mask)
+
+
+@jit
+def interpolate_bwd_kernel(grad_ptr, eps_ptr, real_grad_ptr, fake_grad_ptr, length, BLOCK: tl.constexpr):
+    sample = tl.program_id(0).to(tl.int64)
+    within = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = within < length
+    eps = tl.load(eps_ptr + sample)
+    grad = tl.load(grad_ptr + sample * length + within, mask).to(eps.dtype)
+    tl.store(real_grad_ptr + sample * length + within, (eps * grad).to(real_grad_ptr.dtype.element_ty), mask)
+    tl.store(fake_grad_ptr + sample * length + within, ((1 - eps) * grad).to(fake_grad_ptr.dtype.element_ty), mask)
+
+
+# --- launch ---
+
+
+def _interpolate_triton(real, fake, eps):
+    real = samples_first(real)
+    fake, eps = in_layout_of(real, fake), eps.contiguous()
+    x = torch.empty_like(real)
+    if x.numel():
+        length = x.numel() // x.shape[0]
+        interpolate_kernel[(x.shape[0], triton.cdiv(length, BLOCK))](real, fake, eps, x, length, BLOCK)
+    return x
+
+
+def _interpolate_bwd_triton(grad, eps):
+    grad, eps = samples_first(grad), eps.contiguous()
+    real_grad, fake_grad = torch.empty_like(grad), torch.empty_like(grad)
+    if grad.numel():
+        length = grad.numel() // grad.shape[0]
+        grid = (grad.shape[0], triton.cdiv(length, BLOCK))
+        interpolate_bwd_kernel[grid](grad, eps, real_grad, fake_grad, length, BLOCK)
+    return real_grad, fake_grad
+
+
+# --- fake and derivatives ---
+
+
+def _eps_gradient(grad, real, fake, dtype):
+    """<grad_i, real_i - fake_i>, in the dtype of eps: nobody asks for it but who learns eps, so it is plain PyTorch."""
+    return (grad.to(dtype) * (real.to(dtype) - fake.to(dtype))).flatten(1).sum(1)
+
+
+def _setup_context(ctx, inputs, output):
+    real, fake, eps = inputs
+    ctx.save_for_backward(eps, *((real, fake) if ctx.needs_input_grad[2] else ()))
+
+
+def _backward(ctx, grad):
+    eps, *points = ctx.saved_tensors
+    real_grad = fake_grad = eps_grad = None
+    if ctx.needs_input_grad[0] and ctx.needs_input_grad[1]:
+        real_grad, fake_grad = _op.interpolate_bwd(grad, eps)
+    else:
+        column = eps.view(-1, *[1] * (grad.dim() - 1))
+        if ctx.needs_input_grad[0]:
+            real_grad = (column * grad).to(grad.dtype)
+        if ctx.needs_input_grad[1]:
+            fake_grad = ((1 - column) * grad).to(grad.dtype)
+    if ctx.needs_input_grad[2]:
+        eps_grad = _eps_gradient(grad, *points, eps.dtype)
+    return real_grad, fake_grad, eps_grad
+
+
+def _bwd_setup_context(ctx, inputs, output):
+    grad, eps = inputs
+    ctx.save_for_backward(eps, *((grad,) if ctx.needs_input_grad[1] else ()))
+
+
+def _bwd_backward(ctx, real_grad_grad, fake_grad_grad):
+    eps, *rest = ctx.saved_tensors
+    eps_grad = None
+    if ctx.needs_input_grad[1]:
+        eps_grad = _eps_gradient(rest[0], real_grad_grad, fake_grad_grad, eps.dtype)
+    return _op.interpolate(real_grad_grad, fake_grad_grad, eps), eps_grad
+
+
+def _fake(real, fake, eps):
+    return torch.empty_like(samples_first(real))
+
+
+def _bwd_fake(grad, eps):
+    grad = samples_first(grad)
+    return torch.empty_like(grad), torch.empty_like(grad)
+
+
+register("interpolate", fake=_fake, backward=_backward, setup_context=_setup_context, cuda=_interpolate_triton)
+register(
+    "interpolate_bwd",
+    fake=_bwd_fake,
+    backward=_bwd_backward,
+    setup_context=_bwd_setup_context,
+    cuda=_interpolate_bwd_triton,
+)
+
+
+def interpolate(
+    real: torch.Tensor,
+    fake: torch.Tensor,
+    eps: torch.Tensor | float | None = None,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """x_i = eps_i * real_i + (1 - eps_i) * fake_i, with one eps_i ~ U(0, 1) per sample, in one pass over memory.
+
+    Args:
+        real, fake: (N, ...), the same shape, dtype and device.
+        eps: (N,) or (N, 1, ..., 1) to use instead of a draw, or one number in [0, 1] for all samples.
+        generator: the random number generator of the draw.
+
+    Returns: (N, ...) in real's dtype and memory format. Differentiable to any order in real, fake and eps.
+
+    Raises: TypeError or ValueError when real and fake do not match, the batch is empty, or eps does not fit.
+
+    Source: Gulrajani et al. 2017, "Improved Training of Wasserstein GANs", algorithm 1.
+    """
+    check_batch("interpolate", "real", real)
+    check_like("interpolate", "fake", fake, "real", real)
+    n = real.shape[0]
+    dtype = torch.promote_types(real.dtype, torch.float32)  # a bfloat16 eps would take 256 values
+    if eps is None:
+        eps = torch.rand(n, dtype=dtype, device=real.device, generator=generator)
+    elif isinstance(eps, torch.Tensor):
+        check_tensor("interpolate", "eps", eps)
+        if eps.shape[:1] != (n,) or eps.numel() != n:
+            raise ValueError(f"gankernels.interpolate: eps must have one value per sample, shape ({n},), got {shape(eps)}.")
+        if eps.device != real.device:
+            raise ValueError(f"gankernels.interpolate: eps must be on the device of real, {real.device}, got {eps.device}.")
+        eps = eps.reshape(n).to(dtype)
+    else:
+        if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps <= 1:
+            raise ValueError(f"gankernels.interpolate: eps must be a tensor or a number in [0, 1], got {eps!r}.")
+        eps = torch.full((n,), float(eps), dtype=dtype, device=real.device)
+    return _op.interpolate(real, fake, eps)

@@ -1,0 +1,140 @@
+"""One entry per op: what the op suite and the benchmarks need to know about it. A new op adds an entry, not a test file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+import gankernels as gk
+
+_op = torch.ops.gankernels
+
+# Shapes by what they are there for: odd sizes, one sample, more than one chunk of work per sample, several samples per chunk.
+SHAPES = {"odd": (3, 5, 7, 3), "one": (1, 2, 3, 3), "large": (2, 3, 96, 97), "many": (65, 3, 4, 4)}
+
+# Largest error relative to the largest value of the float64 reference, per dtype: a few units in the last place.
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
+
+
+def randn(shape, dtype, device):
+    return torch.randn(shape, dtype=torch.float64).to(device, dtype)
+
+
+def accumulate(dtype):
+    return torch.promote_types(dtype, torch.float32)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """op(*inputs) against reference(*inputs).
+
+    inputs(shape, dtype, device) makes the arguments. `images` and `differentiable` are the positions of those that come in
+    several memory formats and of those with a derivative; `outputs` the positions of differentiable outputs.
+    """
+
+    name: str
+    op: Callable
+    reference: Callable
+    inputs: Callable
+    images: tuple[int, ...]
+    differentiable: tuple[int, ...]
+    outputs: tuple[int, ...] = (0,)
+    second_order: bool = True
+    shapes: dict = field(default_factory=lambda: SHAPES)
+
+
+def _eps(shape, dtype, device):
+    return torch.rand(shape[0], dtype=torch.float64).to(device, accumulate(dtype))
+
+
+def _interpolate_inputs(shape, dtype, device):
+    return randn(shape, dtype, device), randn(shape, dtype, device), _eps(shape, dtype, device)
+
+
+def _interpolate_bwd_reference(grad, eps):
+    eps = eps.reshape(-1, *[1] * (grad.dim() - 1))
+    return (eps * grad).to(grad.dtype), ((1 - eps) * grad).to(grad.dtype)
+
+
+def _grads(shape, dtype, device):
+    """Samples whose norms lie on both sides of the target, well away from it."""
+    scale = torch.linspace(0.5, 1.6, shape[0], dtype=torch.float64).reshape(-1, *[1] * (len(shape) - 1))
+    return (scale * torch.randn(shape, dtype=torch.float64)).to(device, dtype)
+
+
+def _norm_target(shape):
+    return float(torch.Size(shape[1:]).numel()) ** 0.5
+
+
+def _norms(grads, dtype):
+    return torch.linalg.vector_norm(grads.double().flatten(1), dim=1).to(dtype)
+
+
+def _penalty_inputs(target, one_sided):
+    def inputs(shape, dtype, device):
+        return _grads(shape, dtype, device), _norm_target(shape) if target else 0.0, one_sided
+
+    return inputs
+
+
+def _penalty_bwd_reference(grad, grads, norms, target, one_sided):
+    norms = _norms(grads, norms.dtype)  # they are a function of grads
+    slope = 1 - target / norms
+    if one_sided:
+        slope = torch.where(norms <= target, 0, slope)
+    return (2 / grads.shape[0] * grad * slope.reshape(-1, *[1] * (grads.dim() - 1)) * grads).to(grads.dtype)
+
+
+def _penalty_bwd_inputs(one_sided):
+    def inputs(shape, dtype, device):
+        grads = _grads(shape, dtype, device)
+        norms = _norms(grads, accumulate(dtype))
+        grad = torch.tensor(1.7, dtype=accumulate(dtype), device=device)
+        return grad, grads, norms, _norm_target(shape), one_sided
+
+    return inputs
+
+
+def _bwd_with_norms(grad, grads, norms, target, one_sided):
+    """The op as it is used: with the norms of these grads."""
+    norms = _norms(grads.detach(), norms.dtype)
+    return _op.grad_norm_penalty_bwd(grad, grads, norms, target, one_sided)
+
+
+SPECS = [
+    Spec("interpolate", gk.interpolate, gk.reference.interpolate, _interpolate_inputs, (0, 1), (0, 1, 2)),
+    Spec(
+        "interpolate_bwd",
+        _op.interpolate_bwd,
+        _interpolate_bwd_reference,
+        lambda shape, dtype, device: (randn(shape, dtype, device), _eps(shape, dtype, device)),
+        (0,),
+        (0, 1),
+        outputs=(0, 1),
+    ),
+    *(
+        Spec(
+            f"grad_norm_penalty{suffix}",
+            gk.grad_norm_penalty,
+            gk.reference.grad_norm_penalty,
+            _penalty_inputs(target, one_sided),
+            (0,),
+            (0,),
+        )
+        for suffix, target, one_sided in (("", True, False), ("_one_sided", True, True), ("_zero_centred", False, False))
+    ),
+    *(
+        Spec(
+            f"grad_norm_penalty_bwd{suffix}",
+            _bwd_with_norms,
+            _penalty_bwd_reference,
+            _penalty_bwd_inputs(one_sided),
+            (1,),
+            (0, 1),
+            second_order=False,
+        )
+        for suffix, one_sided in (("", False), ("_one_sided", True))
+    ),
+]
