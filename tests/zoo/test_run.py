@@ -9,7 +9,7 @@ import ganzoo
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from .conftest import TINY
 from ganzoo import Trainer, cli
 from ganzoo.metrics.digits import DigitJudge
 from ganzoo.plots import save_grid
