@@ -20,11 +20,12 @@
 namespace gankernels {
 namespace {
 
-constexpr int64_t kItem = 1 << 16;          // elements of a small item
-constexpr int64_t kItemsPerLayer = 16;      // of a large layer: each brings a vector of the columns' length to be added up
-constexpr int64_t kTile = 256;              // slices are walked in periods of B of at least this length
-constexpr int64_t kSerial = 2 * kChunk;     // elements below which other threads are not woken
-constexpr int kRows = 4;                    // rows that share the loads of v and z
+constexpr int64_t kItem = 1 << 16;      // elements of a small item
+constexpr int64_t kItemsPerLayer = 16;  // of a large layer: each brings a vector of the columns' length to be added up
+constexpr int64_t kTile = 256;          // slices are walked in periods of B of at least this length
+constexpr int64_t kRun = 64;            // slices summed in A before the sums go to double
+constexpr int64_t kSerial = 2 * kChunk;  // elements below which other threads are not woken
+constexpr int kRows = 4;                // rows that share the loads of v and z
 
 // ---------------------------------------------------------------------------------------------------------------- loops
 
@@ -299,16 +300,21 @@ std::vector<A> spread(const Matrix& m, const A* u) {
   return wide;
 }
 
-// t = X v over the item's slices.
+// t = X v over the item's slices, in runs of slices short enough for sums in A.
 template <class T, class A>
 void slices_times_v(const Matrix& m, const Item& item, const T* x, const A* v, A* t) {
-  std::vector<A> wide(m.slice, A(0)), tile(m.period());
-  for (int64_t a = item.begin; a < item.end; ++a) {
-    fill_tile(m, v, a, tile.data());
-    multiply_add_tiled<T, A>(x + a * m.slice, tile.data(), m.period(), m.slice, wide.data());
+  std::vector<A> wide(m.slice), tile(m.period());
+  std::vector<double> sums(m.rows, 0.0);
+  for (int64_t first = item.begin; first < item.end; first += kRun) {
+    std::fill(wide.begin(), wide.end(), A(0));
+    for (int64_t a = first; a < std::min(first + kRun, item.end); ++a) {
+      fill_tile(m, v, a, tile.data());
+      multiply_add_tiled<T, A>(x + a * m.slice, tile.data(), m.period(), m.slice, wide.data());
+    }
+    for (int64_t o = 0; o < m.rows; ++o)
+      sums[o] = std::accumulate(wide.begin() + o * m.inner, wide.begin() + (o + 1) * m.inner, sums[o]);
   }
-  for (int64_t o = 0; o < m.rows; ++o)
-    t[o] = std::accumulate(wide.begin() + o * m.inner, wide.begin() + (o + 1) * m.inner, A(0));
+  for (int64_t o = 0; o < m.rows; ++o) t[o] = A(sums[o]);
 }
 
 // z = X^T u over the item's slices; wide is u spread.
