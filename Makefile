@@ -7,8 +7,8 @@ RUN    := $(VENV)/bin/python
 
 .PHONY: demo test lint clean
 
-demo: $(VENV)/installed          ## trains WGAN-GP on handwritten digits; the samples are in runs/demo
-	$(RUN) -m ganzoo train wgan-gp --out runs/demo --overwrite
+demo: $(VENV)/installed          ## trains WGAN-GP on handwritten digits and draws samples into runs/
+	$(RUN) -m ganzoo train wgan-gp
 
 test: $(VENV)/installed          ## the whole test suite
 	$(RUN) -m pytest

@@ -20,11 +20,12 @@
 namespace gankernels {
 namespace {
 
-constexpr int64_t kItem = 1 << 16;          // elements of a small item
-constexpr int64_t kItemsPerLayer = 16;      // of a large layer: each brings a vector of the columns' length to be added up
-constexpr int64_t kTile = 256;              // slices are walked in periods of B of at least this length
-constexpr int64_t kSerial = 2 * kChunk;     // elements below which other threads are not woken
-constexpr int kRows = 4;                    // rows that share the loads of v and z
+constexpr int64_t kItem = 1 << 16;      // elements of a small item
+constexpr int64_t kItemsPerLayer = 16;  // of a large layer: each brings a vector of the columns' length to be added up
+constexpr int64_t kTile = 256;          // slices are walked in periods of B of at least this length
+constexpr int64_t kRun = 64;            // slices summed in A before the sums go to double
+constexpr int64_t kSerial = 2 * kChunk;  // elements below which other threads are not woken
+constexpr int kRows = 4;                // rows that share the loads of v and z
 
 // ---------------------------------------------------------------------------------------------------------------- loops
 
@@ -121,49 +122,6 @@ GK_MULTIVERSION void combine(const T* x, const T* y, T* out, int64_t n, A a, A b
 }
 
 // ----------------------------------------------------------------------------------------------------- layers and items
-
-// Where (A, O, B) is in a dense weight's memory.
-struct Matrix {
-  int64_t rows, columns;
-  int64_t slices, slice;         // A, and the elements O * B of each
-  int64_t inner;                 // B
-  std::vector<int64_t> column;   // the column at each place in memory; empty when they are in order
-  bool whole_rows() const { return slices == 1; }
-  int64_t period() const { return std::min(slice, inner * ((kTile + inner - 1) / inner)); }
-};
-
-Matrix matrix_of(const Tensor& weight, int64_t dim) {
-  const auto sizes = weight.sizes(), strides = weight.strides();
-  const int64_t rows = sizes[dim];
-  int64_t columns = 1;
-  std::vector<int64_t> order, column_strides(sizes.size(), 0);
-  for (int64_t i = static_cast<int64_t>(sizes.size()) - 1, stride = 1; i >= 0; --i) {
-    if (i == dim) continue;
-    column_strides[i] = stride;
-    stride *= sizes[i];
-    columns *= sizes[i];
-  }
-  for (size_t i = 0; i < sizes.size(); ++i)
-    if (static_cast<int64_t>(i) != dim && sizes[i] != 1) order.push_back(i);
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return strides[a] > strides[b]; });
-  int64_t inner = 1;
-  for (const int64_t i : order)
-    if (rows != 1 && strides[i] < strides[dim]) inner *= sizes[i];
-  if (rows == 1) inner = columns;
-  Matrix m{rows, columns, inner ? columns / inner : 1, rows * inner, std::max<int64_t>(1, inner), {}};
-  if (weight.numel() && !std::is_sorted(order.begin(), order.end())) {
-    m.column.assign(1, 0);
-    m.column.reserve(columns);
-    for (const int64_t i : order) {
-      const std::vector<int64_t> outer = std::move(m.column);
-      m.column.clear();
-      m.column.reserve(columns);
-      for (const int64_t at : outer)
-        for (int64_t k = 0; k < sizes[i]; ++k) m.column.push_back(at + k * column_strides[i]);
-    }
-  }
-  return m;
-}
 
 // Rows of a whole-rows matrix, else slices.
 struct Item {
@@ -299,16 +257,21 @@ std::vector<A> spread(const Matrix& m, const A* u) {
   return wide;
 }
 
-// t = X v over the item's slices.
+// t = X v over the item's slices, in runs of slices short enough for sums in A.
 template <class T, class A>
 void slices_times_v(const Matrix& m, const Item& item, const T* x, const A* v, A* t) {
-  std::vector<A> wide(m.slice, A(0)), tile(m.period());
-  for (int64_t a = item.begin; a < item.end; ++a) {
-    fill_tile(m, v, a, tile.data());
-    multiply_add_tiled<T, A>(x + a * m.slice, tile.data(), m.period(), m.slice, wide.data());
+  std::vector<A> wide(m.slice), tile(m.period());
+  std::vector<double> sums(m.rows, 0.0);
+  for (int64_t first = item.begin; first < item.end; first += kRun) {
+    std::fill(wide.begin(), wide.end(), A(0));
+    for (int64_t a = first; a < std::min(first + kRun, item.end); ++a) {
+      fill_tile(m, v, a, tile.data());
+      multiply_add_tiled<T, A>(x + a * m.slice, tile.data(), m.period(), m.slice, wide.data());
+    }
+    for (int64_t o = 0; o < m.rows; ++o)
+      sums[o] = std::accumulate(wide.begin() + o * m.inner, wide.begin() + (o + 1) * m.inner, sums[o]);
   }
-  for (int64_t o = 0; o < m.rows; ++o)
-    t[o] = std::accumulate(wide.begin() + o * m.inner, wide.begin() + (o + 1) * m.inner, A(0));
+  for (int64_t o = 0; o < m.rows; ++o) t[o] = A(sums[o]);
 }
 
 // z = X^T u over the item's slices; wide is u spread.
