@@ -4,7 +4,8 @@ from ._registration import load_library as _load_library
 
 _load_library()
 
-from . import reference  # noqa: E402
+from . import nn, optim, reference  # noqa: E402
+from .ops.clip_weights import clip_weights_  # noqa: E402
 from .ops.fast_double_backward import fast_double_backward, no_weight_gradients  # noqa: E402
 from .ops.grad_norm_penalty import grad_norm_penalty  # noqa: E402
 from .ops.interpolate import interpolate  # noqa: E402
@@ -19,12 +20,15 @@ from .ops.penalties import (  # noqa: E402
 __version__ = "0.1.0"
 
 __all__ = [
+    "clip_weights_",
     "dragan_penalty",
     "fast_double_backward",
     "grad_norm_penalty",
     "gradient_penalty",
     "interpolate",
+    "nn",
     "no_weight_gradients",
+    "optim",
     "path_length_penalty",
     "r1_penalty",
     "r2_penalty",

@@ -3,7 +3,11 @@
 Each takes the op's own arguments, runs in any dtype on any device, and differentiates to any order.
 """
 
+from .ops.clip_weights import reference as clip_weights_
 from .ops.grad_norm_penalty import reference as grad_norm_penalty
 from .ops.interpolate import reference as interpolate
+from .ops.optimizers import adam_reference as adam_
+from .ops.optimizers import rmsprop_reference as rmsprop_
+from .ops.spectral_norm import reference as spectral_norm
 
-__all__ = ["grad_norm_penalty", "interpolate"]
+__all__ = ["adam_", "clip_weights_", "grad_norm_penalty", "interpolate", "rmsprop_", "spectral_norm"]

@@ -1,0 +1,65 @@
+"""nvcc compiles every CUDA source for every architecture we ship, without spills and with 128-bit loads where they matter."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import build
+import pytest
+
+CUDA = build.ROOT / "csrc" / "cuda"
+SOURCES = sorted(CUDA.glob("*.cu"))
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+WIDE_LOADS = ("clip_weights_kernel", "rmsprop_kernel", "adam_kernel")
+
+
+def tool(name):
+    """A tool of the CUDA toolkit; triton ships some of them too."""
+    triton = build.importlib.util.find_spec("triton")
+    folders = ["/usr/local/cuda/bin"]
+    if triton is not None:
+        folders.append(str(Path(triton.origin).parent / "backends/nvidia/bin"))
+    return shutil.which(name) or next((found for folder in folders if (found := shutil.which(name, path=folder))), None)
+
+
+@pytest.fixture(scope="module")
+def includes():
+    cpp_extension = pytest.importorskip("torch.utils.cpp_extension")
+    return [f"-I{path}" for path in cpp_extension.include_paths()]
+
+
+def compile_with_nvcc(source, includes, *arguments):
+    flags = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    done = subprocess.run([tool("nvcc"), *flags, *includes, *arguments, str(source)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_every_kernel_has_a_launcher():
+    texts = [path.read_text() for path in [*SOURCES, *CUDA.glob("*.cuh")]]
+    included = {name for text in texts for name in re.findall(r'#include "(.*\.cuh)"', text)}
+    assert included == {path.name for path in CUDA.glob("*.cuh")}
+
+
+@pytest.mark.skipif(tool("nvcc") is None, reason="no nvcc")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_compiles_without_spills(source, architecture, includes, tmp_path):
+    cubin = tmp_path / "kernels.cubin"
+    done = compile_with_nvcc(source, includes, "-cubin", f"-arch={architecture}", "-Xptxas=-v", "-o", str(cubin))
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
+    assert spills and all(pair == ("0", "0") for pair in spills), done.stderr
+
+    if tool("cuobjdump") is None or tool("nvdisasm") is None:
+        return
+    assembly = subprocess.run([tool("cuobjdump"), "-sass", str(cubin)], capture_output=True, text=True, check=True).stdout
+    for function in assembly.split("Function : ")[1:]:
+        if any(name in function.split("\n")[0] for name in WIDE_LOADS):
+            assert "LDG.E.128" in function and "STG.E.128" in function, function.split("\n")[0]
+
+
+@pytest.mark.skipif(tool("nvcc") is None, reason="no nvcc")
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_host_code_compiles(source, includes, tmp_path):
+    compile_with_nvcc(source, includes, "-c", "-arch=sm_90", "-Xcompiler=-fPIC,-Wall", "-o", str(tmp_path / "launcher.o"))
