@@ -16,6 +16,8 @@ import gc
 import itertools
 import json
 import math
+import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +27,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+import gankernels
 
 OURS, FLOOR = "gankernels", "floor"  # every other eager variant is named stock…
 WARM_UP = 2
@@ -39,7 +43,6 @@ class Workload:
     check     raises AssertionError when the op is wrong; runs before anything is measured
     after     untimed, after every call(i): puts back what the call used up
     bytes     what the floor reads and writes
-    absent    name -> why this variant does not exist here
     forward   one forward pass of the network, F: the flops of each eager variant are then counted in F, its convolutions by kind
     goals     peer -> how many times as fast as that peer gankernels ought to be here; below 1 for the floor
     """
@@ -48,7 +51,6 @@ class Workload:
     check: Callable[[], None]
     after: Callable[[int], None] = lambda i: None
     bytes: int | None = None
-    absent: dict[str, str] = dataclasses.field(default_factory=dict)
     forward: Callable[[], object] | None = None
     goals: dict[str, float] = dataclasses.field(default_factory=dict)
 
@@ -93,18 +95,15 @@ def case(*variants: str, **parameters: Sequence[str]):
             if benchmark.disabled:
                 workload = prepare(settings.device, **chosen)
                 workload.check()
-                if variant not in workload.absent:
-                    benchmark(workload.variants[variant], 0)
+                benchmark(workload.variants[variant], 0)
                 return
             measured = settings.measured(title, lambda: prepare(settings.device, **chosen))
-            if variant in measured.absent:
-                pytest.skip(measured.absent[variant])
             samples = iter(measured.samples[variant])
             benchmark.pedantic(CLOCK.replay, setup=lambda: ((next(samples),), {}), rounds=len(measured.samples[variant]))
             row = measured.row(variant) | {
                 "case": title,
                 "variant": variant,
-                "device": settings.device,
+                **settings.environment,
                 "command": f"pytest {request.node.nodeid.partition('[')[0]}",
             }
             benchmark.extra_info.update(row)
@@ -116,11 +115,27 @@ def case(*variants: str, **parameters: Sequence[str]):
     return decorate
 
 
+def machine_name(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    name = (models or [platform.processor() or platform.machine()])[0].replace("(R)", "")
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
 class Settings:
     """The command line of one run, and what it has measured so far."""
 
     def __init__(self, device: str, seconds: float, rows: str | None):
         self.device, self.seconds = device, seconds
+        self.environment = {
+            "device": device,
+            "machine": machine_name(device),
+            "date": time.strftime("%Y-%m-%d"),
+            "versions": {"gankernels": gankernels.__version__, "torch": torch.__version__,
+                         "python": platform.python_version()},
+        }  # fmt: skip
         self._rows = Path(rows) if rows else None
         self._measured: dict[str, Measured | str] = {}
 
@@ -159,7 +174,6 @@ class Measured:
     memory: dict[str, int]  # most bytes live at once during a call, beyond those before it
     passes: dict[str, dict]
     bytes: int | None
-    absent: dict[str, str]
     goals: dict[str, float]
 
     def row(self, variant: str) -> dict:
@@ -198,7 +212,7 @@ def quantile(samples, q):
 def measure(workload: Workload, device: str, seconds: float) -> Measured:
     """Round after round, every variant once per round, for about `seconds`; a single round for 0."""
     workload.check()
-    calls = {name: call for name, call in workload.variants.items() if name not in workload.absent}
+    calls = workload.variants
     counter = itertools.count()
 
     def finished(timer, call):
@@ -238,7 +252,7 @@ def measure(workload: Workload, device: str, seconds: float) -> Measured:
             device_samples = rounds(lambda call, i: event_time(call, i, ahead), seconds / 2)
     finally:
         gc.enable()
-    return Measured(samples, device_samples, memory, passes, workload.bytes, workload.absent, workload.goals)
+    return Measured(samples, device_samples, memory, passes, workload.bytes, workload.goals)
 
 
 def wall_time(call, i):
@@ -318,25 +332,35 @@ def count_passes(call, forward, i):
 # --- what cases are made of ---
 
 
+def nbytes(tree) -> int:
+    """Of all tensors in a nest of tuples, lists, dicts and modules."""
+    leaves = torch.utils._pytree.tree_leaves(tree)
+    tensors = [t for leaf in leaves for t in (leaf.parameters() if isinstance(leaf, torch.nn.Module) else [leaf])]
+    return sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
+
+
 def rotated(make: Callable[[], object], device: str) -> list:
-    """Enough independent copies of make() that a call finds none of its inputs in a cache: at least 2, at most 16."""
+    """As many results of make(), 16 at most, as it takes for a call to find none of its inputs in a cache."""
     first = make()
-    size = sum(t.nbytes for t in torch.utils._pytree.tree_leaves(first) if isinstance(t, torch.Tensor))
     cache = 2 * torch.cuda.get_device_properties(0).L2_cache_size if device == "cuda" else 128 << 20
-    return [first, *(make() for _ in range(max(2, min(16, math.ceil(cache / max(size, 1)))) - 1))]
+    return [first, *(make() for _ in range(min(16, math.ceil(cache / max(nbytes(first), 1))) - 1))]
 
 
-def copy_of(nbytes: int, device: str) -> Callable[[int], None]:
-    """The floor of an op that reads and writes `nbytes` in all: a copy of half as many into memory that is there already."""
-    half = nbytes // 2
-    repeats = math.ceil(half / (256 << 20))
-    elements = max(1, half // repeats // 4)
-    pairs = rotated(lambda: (torch.rand(elements, device=device), torch.zeros(elements, device=device)), device)
+def copy_of(size: int, device: str, fresh: int = 0) -> Callable[[int], None]:
+    """The floor of an op that reads and writes `size` bytes in all: a copy of half as many, of which `fresh` go to memory
+    that is allocated for it, the others to memory that is there already."""
+    there = size // 2 - fresh
+    repeats = math.ceil(there / (256 << 20))
+    shape = (max(1, there // max(repeats, 1) // 4),)
+    pairs = rotated(lambda: (torch.rand(shape, device=device), torch.zeros(shape, device=device)), device)
+    source_of_fresh = torch.rand(fresh // 4, device=device)
 
     def copy(i):
         source, destination = pairs[i % len(pairs)]
         for _ in range(repeats):
             destination.copy_(source)
+        if fresh:
+            torch.empty_like(source_of_fresh).copy_(source_of_fresh)
 
     return copy
 

@@ -3,6 +3,13 @@
 from torch import nn
 
 
+class Weights(nn.ModuleList):
+    """Layers whose forward is the reading of their weights: all that spectral normalisation sees of a network."""
+
+    def forward(self):
+        return [layer.weight for layer in self]
+
+
 def critic64():
     """The critic of 64×64 images that the goals are stated for: 3-64-128-256, strided 4×4 convolutions, a linear layer."""
     channels = (3, 64, 128, 256)
@@ -35,9 +42,9 @@ def _block(before, after, hidden, shortcut):
     return layers + ([nn.Conv2d(before, after, 1)] if shortcut else [])
 
 
-def sngan32_layers():
-    """The weights of SN-GAN's ResNet discriminator of 32×32 images (Miyato et al. 2018, table 4b), 128 channels."""
-    return nn.ModuleList(
+def sngan32_weights():
+    """Those of SN-GAN's ResNet discriminator of 32×32 images (Miyato et al. 2018, table 4b), 128 channels."""
+    return Weights(
         [
             *_block(3, 128, 128, shortcut=True),
             *_block(128, 128, 128, shortcut=True),
@@ -48,8 +55,8 @@ def sngan32_layers():
     )
 
 
-def biggan128_layers(width=96):
-    """The weights of BigGAN's discriminator of 128×128 images (Brock et al. 2019, table 5), attention at 64×64 included."""
+def biggan128_weights(width=96):
+    """Those of BigGAN's discriminator of 128×128 images (Brock et al. 2019, table 5), attention at 64×64 included."""
     channels = [3, *(width * multiple for multiple in (1, 2, 4, 8, 16, 16))]
     layers = []
     for before, after in zip(channels, channels[1:]):
@@ -57,4 +64,4 @@ def biggan128_layers(width=96):
         if after == width:
             layers += [nn.Conv2d(width, width // 8, 1, bias=False), nn.Conv2d(width, width // 8, 1, bias=False),
                        nn.Conv2d(width, width // 2, 1, bias=False), nn.Conv2d(width // 2, width, 1, bias=False)]  # fmt: skip
-    return nn.ModuleList([*layers, nn.Linear(channels[-1], 1), nn.Embedding(1000, channels[-1])])
+    return Weights([*layers, nn.Linear(channels[-1], 1), nn.Embedding(1000, channels[-1])])
