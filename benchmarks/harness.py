@@ -342,7 +342,7 @@ def nbytes(tree) -> int:
 def rotated(make: Callable[[], object], device: str) -> list:
     """As many results of make(), 16 at most, as it takes for a call to find none of its inputs in a cache."""
     first = make()
-    cache = 2 * torch.cuda.get_device_properties(0).L2_cache_size if device == "cuda" else 128 << 20
+    cache = 2 * torch.cuda.get_device_properties(0).L2_cache_size if device == "cuda" else 32 << 20
     return [first, *(make() for _ in range(min(16, math.ceil(cache / max(nbytes(first), 1))) - 1))]
 
 
