@@ -11,6 +11,19 @@ STABLE_TORCH_LIBRARY(gankernels, m) {
       "grad_norm_penalty_bwd_bwd(Tensor grad_grads, Tensor grad, Tensor grads, Tensor norms, float target, bool one_sided)"
       " -> (Tensor, Tensor)");
 
+  // Spectral normalisation of a group of layers. uv holds u and v of every layer in turn; `layers` names those a derivative is
+  // asked for, and grads and results of the derivatives have one tensor for each of them.
+  m.def(
+      "spectral_norm_power_iteration_(Tensor[] weights, Tensor(a!)[] u, Tensor(b!)[] v, int[] dims, int iterations,"
+      " float eps) -> (Tensor, Tensor)");
+  m.def("spectral_normalize(Tensor[] weights, Tensor uv, Tensor sigma, int[] dims) -> Tensor[]");
+  m.def(
+      "spectral_normalize_bwd(Tensor[] grads, Tensor[] weights, Tensor uv, Tensor sigma, int[] dims, int[] layers)"
+      " -> Tensor[]");
+  m.def(
+      "spectral_normalize_bwd_bwd(Tensor[] grad_grads, Tensor[] grads, Tensor[] weights, Tensor uv, Tensor sigma,"
+      " int[] dims, int[] layers) -> (Tensor[], Tensor[])");
+
   // Weight clipping and optimisers. Lists hold one tensor per weight; an empty list is an absent one.
   m.def("clip_weights_(Tensor(a!)[] weights, float c) -> ()");
   m.def(

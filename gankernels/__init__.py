@@ -4,7 +4,7 @@ from ._registration import load_library as _load_library
 
 _load_library()
 
-from . import optim, reference  # noqa: E402
+from . import nn, optim, reference  # noqa: E402
 from .ops.clip_weights import clip_weights_  # noqa: E402
 from .ops.fast_double_backward import fast_double_backward, no_weight_gradients  # noqa: E402
 from .ops.grad_norm_penalty import grad_norm_penalty  # noqa: E402
@@ -26,6 +26,7 @@ __all__ = [
     "grad_norm_penalty",
     "gradient_penalty",
     "interpolate",
+    "nn",
     "no_weight_gradients",
     "optim",
     "path_length_penalty",

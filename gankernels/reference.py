@@ -8,5 +8,6 @@ from .ops.grad_norm_penalty import reference as grad_norm_penalty
 from .ops.interpolate import reference as interpolate
 from .ops.optimizers import adam_reference as adam_
 from .ops.optimizers import rmsprop_reference as rmsprop_
+from .ops.spectral_norm import reference as spectral_norm
 
-__all__ = ["adam_", "clip_weights_", "grad_norm_penalty", "interpolate", "rmsprop_"]
+__all__ = ["adam_", "clip_weights_", "grad_norm_penalty", "interpolate", "rmsprop_", "spectral_norm"]

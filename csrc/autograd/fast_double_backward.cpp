@@ -132,8 +132,9 @@ struct ProductInput : Function<ProductInput<P>> {
     if (ctx->needs_input_grad(0)) gg = Product<P>::apply(v, w, std::nullopt, product);
     if (ctx->needs_input_grad(1) && weight_gradients_disabled.load(std::memory_order_relaxed) == 0)
       gw = ProductWeight<P>::apply(g, v, w.detach(), product);
-    // The bias does not enter. Zero rather than absent: optimisers and data-parallel reducers count on a .grad, as from stock.
-    if (b.defined() && ctx->needs_input_grad(2)) gb = at::zeros_like(b);
+    // The bias does not enter. Zero rather than absent where stock has zeros, below another layer: optimisers and
+    // data-parallel reducers count on that .grad.
+    if (b.defined() && ctx->needs_input_grad(2) && ctx->needs_input_grad(0)) gb = at::zeros_like(b);
     return {gg, gw, gb, Tensor(), Tensor()};
   }
 };
