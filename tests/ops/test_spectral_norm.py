@@ -85,8 +85,10 @@ def group(dtype=torch.float64):
         torch.randn(1, 9),
         torch.randn(9, 1),
         torch.randn(4, 3, 5),
+        torch.randn(2, 5, 3, 4).permute(1, 2, 0, 3),
+        torch.randn(3, 2, 4, 5).permute(1, 3, 0, 2),
     ]
-    dims = [0, 0, 1, 1, 0, 0, 0, 0, 2]
+    dims = [0, 0, 1, 1, 0, 0, 0, 0, 2, 0, 2]
     weights = [w.to(dtype) for w in weights]
     u = [torch.randn(w.shape[d]).to(dtype) for w, d in zip(weights, dims)]
     v = [torch.randn(w.numel() // w.shape[d]).to(dtype) for w, d in zip(weights, dims)]
@@ -746,7 +748,7 @@ def test_bad_input_of_remove():
         (dict(eps=float("nan")), "eps must be finite and >= 0"),
         (
             dict(weights=[torch.ones(3, 4).long()], u=[torch.ones(3).long()], v=[torch.ones(4).long()]),
-            "expected a float64, float32, bfloat16 or float16 tensor, got Long",
+            "weights.0. must be float64, float32, bfloat16 or float16, got Long",
         ),
         (dict(weights=[torch.randn(3, 4), torch.randn(3, 4).double()], dims=[0, 0]), "one dtype"),
     ],
@@ -762,9 +764,9 @@ def test_bad_input_of_the_op_modifies_nothing(change, message):
 def test_bad_input_of_the_derivatives():
     weights, u, v, dims = group()
     uv, sigma = _op.spectral_norm_power_iteration_(weights, u, v, dims, 0, 1e-12)
-    with pytest.raises(RuntimeError, match="gankernels.spectral_normalize: uv must be Double of shape"):
+    with pytest.raises(RuntimeError, match="gankernels.spectral_normalize: uv must be a contiguous Double tensor"):
         _op.spectral_normalize(weights, uv[1:], sigma, dims)
-    with pytest.raises(RuntimeError, match="gankernels.spectral_normalize: sigma must be Double"):
+    with pytest.raises(RuntimeError, match="gankernels.spectral_normalize: sigma must be a contiguous Double tensor"):
         _op.spectral_normalize(weights, uv, sigma.float(), dims)
     with pytest.raises(RuntimeError, match="gankernels.spectral_normalize_bwd: layers must be in"):
         _op.spectral_normalize_bwd([weights[0]], weights, uv, sigma, dims, [len(weights)])
