@@ -11,7 +11,7 @@ demo: $(VENV)/installed          ## trains WGAN-GP on handwritten digits and dra
 	$(RUN) -m ganzoo train wgan-gp
 
 test: $(VENV)/installed          ## the whole test suite
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --benchmark-disable
 
 lint: $(VENV)/installed
 	$(RUN) -m pip install --quiet ruff
