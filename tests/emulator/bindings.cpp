@@ -5,10 +5,12 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <memory>
 #include <optional>
 
 #include "clip_weights.cuh"
 #include "optim.cuh"
+#include "spectral_norm.cuh"
 
 namespace py = pybind11;
 using namespace gankernels;
@@ -107,6 +109,80 @@ void adam(const Arrays& weights, const Arrays& grads, const Arrays& exp_avgs, co
                        A(std::log(beta1)), A(std::log(beta2)));
     });
   });
+}
+
+// (rows, slices, inner, leading) of a layer; see SpectralLayer.
+using Shapes = std::vector<std::array<int, 4>>;
+
+struct EmulatedLaunch {
+  int& launches;
+  template <class Kernel, class... Arguments>
+  void operator()(Kernel kernel, dim3 grid, int threads, const Arguments&... arguments) const {
+    emulator::launch(kernel, grid, threads, 0, arguments...);
+    ++launches;
+  }
+};
+
+template <class A>
+A* values(const py::array& array) {
+  return static_cast<A*>(const_cast<void*>(array.data()));
+}
+
+int spectral_norm_power_iteration(const Arrays& weights, const Arrays& u, const Arrays& v, const Shapes& shapes, py::array uv,
+                                  py::array sigma, int64_t iterations, double eps) {
+  int launches = 0;
+  dispatch(weights.at(0), [&]<class T>() {
+    using A = accumulate_t<T>;
+    std::vector<SpectralLayer> layers;
+    int64_t uv_at = 0;
+    for (size_t i = 0; i < weights.size(); ++i) {
+      const auto [rows, slices, inner, leading] = shapes[i];
+      layers.push_back({weights[i].data(), values<void>(u[i]), values<void>(v[i]), 0, uv_at, rows, slices, inner, leading});
+      uv_at += rows + int64_t{slices} * inner;
+    }
+    std::unique_ptr<Pack<A>[]> workspace(new Pack<A>[place_in_workspace<A>(layers) / Pack<A>::size]);
+    launch_power_iteration<T>(layers, workspace[0].values, values<A>(uv), values<A>(sigma), iterations, eps,
+                              EmulatedLaunch{launches});
+  });
+  return launches;
+}
+
+void spectral_normalize(const Arrays& weights, const Arrays& outs, py::array sigma) {
+  dispatch(weights.at(0), [&]<class T>() {
+    using A = accumulate_t<T>;
+    std::vector<TensorEntry<kNormalizeColumns>> entries;
+    for (size_t i = 0; i < weights.size(); ++i)
+      entries.push_back({{values<void>(weights[i]), values<void>(outs[i]), values<A>(sigma) + i}, weights[i].size()});
+    for_each_table<T>(entries, [&]<int kCapacity>(const TensorTable<kNormalizeColumns, kCapacity>& table, int blocks) {
+      emulator::launch(spectral_normalize_kernel<T, kCapacity>, blocks, kThreads, 0, table);
+    });
+  });
+}
+
+// The second derivative when there are grad_grads.
+int spectral_normalize_gradients(const Arrays& grad_grads, const Arrays& grads, const Arrays& weights, const Arrays& grads_out,
+                                 const Arrays& weights_out, const Shapes& shapes, py::array uv, py::array sigma) {
+  int launches = 0;
+  dispatch(weights.at(0), [&]<class T>() {
+    using A = accumulate_t<T>;
+    std::vector<SpectralGradient> layers;
+    int64_t uv_at = 0;
+    for (size_t i = 0; i < weights.size(); ++i) {
+      const auto [rows, slices, inner, leading] = shapes[i];
+      const bool second = !grad_grads.empty();
+      layers.push_back({second ? grad_grads[i].data() : nullptr, grads[i].data(), weights[i].data(),
+                        second ? values<void>(grads_out[i]) : nullptr, values<void>(weights_out[i]), uv_at, weights[i].size(),
+                        static_cast<int>(i), rows, slices, inner, leading});
+      uv_at += rows + int64_t{slices} * inner;
+    }
+    std::unique_ptr<A[]> workspace(new A[gradient_workspace<T>(layers)]);
+    if (grad_grads.empty()) {
+      launch_gradients<T, false>(layers, workspace.get(), values<A>(uv), values<A>(sigma), EmulatedLaunch{launches});
+    } else {
+      launch_gradients<T, true>(layers, workspace.get(), values<A>(uv), values<A>(sigma), EmulatedLaunch{launches});
+    }
+  });
+  return launches;
 }
 
 // -------------------------------------------------------------------------- kernels that test the emulator itself
@@ -231,6 +307,10 @@ PYBIND11_MODULE(gankernels_emulator, m) {
         py::arg("max_exp_avg_sqs"), py::arg("ema"), py::arg("steps"), py::arg("lr_tensor"), py::arg("lr"), py::arg("beta1"),
         py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"), py::arg("decoupled_weight_decay"), py::arg("maximize"),
         py::arg("clip"), py::arg("ema_decay"));
+
+  m.def("spectral_norm_power_iteration", spectral_norm_power_iteration);
+  m.def("spectral_normalize", spectral_normalize);
+  m.def("spectral_normalize_gradients", spectral_normalize_gradients);
 
   using Array = py::array_t<float>;
   m.def("block_sum", [](Array x, Array sums) {
