@@ -11,18 +11,6 @@ STABLE_TORCH_LIBRARY(gankernels, m) {
       "grad_norm_penalty_bwd_bwd(Tensor grad_grads, Tensor grad, Tensor grads, Tensor norms, float target, bool one_sided)"
       " -> (Tensor, Tensor)");
 
-  // Weight clipping and optimisers. Lists hold one tensor per weight; an empty list is an absent one.
-  m.def("clip_weights_(Tensor(a!)[] weights, float c) -> ()");
-  m.def(
-      "rmsprop_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] square_avgs, Tensor(c!)[] momentum_buffers,"
-      " Tensor(d!)[] grad_avgs, Tensor(e!)[] steps, Tensor(f!)[] ema, *, float lr, Tensor? lr_tensor, float alpha, float eps,"
-      " float weight_decay, float momentum, bool maximize, float? clip, float ema_decay) -> ()");
-  m.def(
-      "adam_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
-      " Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, Tensor(f!)[] ema, *, float lr, Tensor? lr_tensor, float beta1,"
-      " float beta2, float eps, float weight_decay, bool decoupled_weight_decay, bool maximize, float? clip,"
-      " float ema_decay) -> ()");
-
   // Spectral normalisation of a group of layers. uv holds u and v of every layer in turn; `layers` names those a derivative is
   // asked for, and grads and results of the derivatives have one tensor for each of them.
   m.def(
@@ -35,4 +23,16 @@ STABLE_TORCH_LIBRARY(gankernels, m) {
   m.def(
       "spectral_normalize_bwd_bwd(Tensor[] grad_grads, Tensor[] grads, Tensor[] weights, Tensor uv, Tensor sigma,"
       " int[] dims, int[] layers) -> (Tensor[], Tensor[])");
+
+  // Weight clipping and optimisers. Lists hold one tensor per weight; an empty list is an absent one.
+  m.def("clip_weights_(Tensor(a!)[] weights, float c) -> ()");
+  m.def(
+      "rmsprop_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] square_avgs, Tensor(c!)[] momentum_buffers,"
+      " Tensor(d!)[] grad_avgs, Tensor(e!)[] steps, Tensor(f!)[] ema, *, float lr, Tensor? lr_tensor, float alpha, float eps,"
+      " float weight_decay, float momentum, bool maximize, float? clip, float ema_decay) -> ()");
+  m.def(
+      "adam_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
+      " Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, Tensor(f!)[] ema, *, float lr, Tensor? lr_tensor, float beta1,"
+      " float beta2, float eps, float weight_decay, bool decoupled_weight_decay, bool maximize, float? clip,"
+      " float ema_decay) -> ()");
 }

@@ -40,7 +40,7 @@ class OptimizerRows {
     for (size_t i = 0; i < list.size(); ++i) {
       check_same_shape(op_, name, list[i], "its weight", weights_[i]);
       GK_CHECK(same_device(list[i], weights_[i]), op_, ": ", name, "[", i, "] must be on the device of its weight");
-      const Tensor t = memory_.beside(flat_[i], list[i], kind != read);
+      const Tensor& t = memory_.beside(flat_[i], list[i], kind != read);
       rows[i].pointers[column] = kind == read ? const_cast<void*>(t.const_data_ptr()) : t.mutable_data_ptr();
     }
   }

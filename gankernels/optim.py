@@ -82,9 +82,9 @@ class _FusedOptimizer(Optimizer):
                 if state and not isinstance(state["step"], torch.Tensor):  # a checkpoint of torch 1
                     state["step"] = _new_step(p, group, state["step"])
 
-    def _gather(self, group: dict) -> tuple[list, list, list, list]:
-        """Parameters with a gradient, gradients, states; and parameters without."""
-        weights, grads, states, idle = [], [], [], []
+    def _gather(self, group: dict) -> tuple[list, list, list]:
+        """Parameters with a gradient, the gradients, and parameters without."""
+        weights, grads, idle = [], [], []
         for p in group["params"]:
             grad = p.grad
             if grad is None:
@@ -94,8 +94,13 @@ class _FusedOptimizer(Optimizer):
                 raise TypeError(f"gankernels.{self._name}: gradients must be dense, got a sparse one of shape {tuple(p.shape)}.")
             weights.append(p)
             grads.append(grad)
-            states.append(self.state[p])
-        return weights, grads, states, idle
+        return weights, grads, idle
+
+    def _state_of(self, p: torch.Tensor, group: dict) -> dict:
+        state = self.state[p]
+        if not state:
+            self._init_state(p, state, group)
+        return state
 
     @_use_grad_for_differentiable
     def step(self, closure=None):
@@ -106,13 +111,11 @@ class _FusedOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         gathered = [self._gather(group) for group in self.param_groups]  # refuses before anything is modified
-        for group, (weights, grads, states, idle) in zip(self.param_groups, gathered):
+        for group, (weights, grads, idle) in zip(self.param_groups, gathered):
             if weights:
-                for p, state in zip(weights, states):
-                    if not state:
-                        self._init_state(p, state, group)
-                lr = group["lr"]
+                states = [self._state_of(p, group) for p in weights]
                 ema = [] if self._ema is None else [self._ema[p] for p in weights]
+                lr = group["lr"]
                 updated = self._update(
                     group, weights, grads, states, ema,
                     steps=[state["step"] for state in states],

@@ -78,9 +78,10 @@ double host_lr(const char* op, double lr, const std::optional<Tensor>& lr_tensor
   return host_value(*lr_tensor);
 }
 
-void rmsprop_(TensorList weights, TensorList grads, TensorList square_avgs, TensorList momentum_buffers, TensorList grad_avgs,
-              TensorList steps, TensorList ema, double lr, std::optional<Tensor> lr_tensor, double alpha, double eps,
-              double weight_decay, double momentum, bool maximize, std::optional<double> clip, double ema_decay) {
+void rmsprop_(const TensorList& weights, const TensorList& grads, const TensorList& square_avgs,
+              const TensorList& momentum_buffers, const TensorList& grad_avgs, const TensorList& steps, const TensorList& ema,
+              double lr, std::optional<Tensor> lr_tensor, double alpha, double eps, double weight_decay, double momentum,
+              bool maximize, std::optional<double> clip, double ema_decay) {
   const char* op = "rmsprop_";
   OptimizerRows table(op, weights);
   table.add(1, "grads", grads, OptimizerRows::read);
@@ -101,9 +102,10 @@ void rmsprop_(TensorList weights, TensorList grads, TensorList square_avgs, Tens
   table.write_back();
 }
 
-void adam_(TensorList weights, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs, TensorList max_exp_avg_sqs,
-           TensorList steps, TensorList ema, double lr, std::optional<Tensor> lr_tensor, double beta1, double beta2, double eps,
-           double weight_decay, bool decoupled_weight_decay, bool maximize, std::optional<double> clip, double ema_decay) {
+void adam_(const TensorList& weights, const TensorList& grads, const TensorList& exp_avgs, const TensorList& exp_avg_sqs,
+           const TensorList& max_exp_avg_sqs, const TensorList& steps, const TensorList& ema, double lr,
+           std::optional<Tensor> lr_tensor, double beta1, double beta2, double eps, double weight_decay,
+           bool decoupled_weight_decay, bool maximize, std::optional<double> clip, double ema_decay) {
   const char* op = "adam_";
   OptimizerRows table(op, weights);
   table.add(1, "grads", grads, OptimizerRows::read);

@@ -13,18 +13,19 @@
 #include <memory>
 #include <numeric>
 
-#include "../common.h"
+#include "../spectral_norm.h"
 #include "pages.h"
 #include "vec.h"
 
 namespace gankernels {
 namespace {
 
-constexpr int64_t kItem = 1 << 16;          // elements of a small item
-constexpr int64_t kItemsPerLayer = 16;      // of a large layer: each brings a vector of the columns' length to be added up
-constexpr int64_t kTile = 256;              // slices are walked in periods of B of at least this length
-constexpr int64_t kSerial = 2 * kChunk;     // elements below which other threads are not woken
-constexpr int kRows = 4;                    // rows that share the loads of v and z
+constexpr int64_t kItem = 1 << 16;      // elements of a small item
+constexpr int64_t kItemsPerLayer = 16;  // of a large layer: each brings a vector of the columns' length to be added up
+constexpr int64_t kTile = 256;          // slices are walked in periods of B of at least this length
+constexpr int64_t kRun = 64;            // slices summed in A before the sums go to double
+constexpr int64_t kSerial = 2 * kChunk;  // elements below which other threads are not woken
+constexpr int kRows = 4;                // rows that share the loads of v and z
 
 // ---------------------------------------------------------------------------------------------------------------- loops
 
@@ -122,109 +123,60 @@ GK_MULTIVERSION void combine(const T* x, const T* y, T* out, int64_t n, A a, A b
 
 // ----------------------------------------------------------------------------------------------------- layers and items
 
-// Where (A, O, B) is in a dense weight's memory.
-struct Matrix {
-  int64_t rows, columns;
-  int64_t slices, slice;         // A, and the elements O * B of each
-  int64_t inner;                 // B
-  std::vector<int64_t> column;   // the column at each place in memory; empty when they are in order
-  bool whole_rows() const { return slices == 1; }
-  int64_t period() const { return std::min(slice, inner * ((kTile + inner - 1) / inner)); }
-};
-
-Matrix matrix_of(const Tensor& weight, int64_t dim) {
-  const auto sizes = weight.sizes(), strides = weight.strides();
-  const int64_t rows = sizes[dim];
-  int64_t columns = 1;
-  std::vector<int64_t> order, column_strides(sizes.size(), 0);
-  for (int64_t i = static_cast<int64_t>(sizes.size()) - 1, stride = 1; i >= 0; --i) {
-    if (i == dim) continue;
-    column_strides[i] = stride;
-    stride *= sizes[i];
-    columns *= sizes[i];
-  }
-  for (size_t i = 0; i < sizes.size(); ++i)
-    if (static_cast<int64_t>(i) != dim && sizes[i] != 1) order.push_back(i);
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return strides[a] > strides[b]; });
-  int64_t inner = 1;
-  for (const int64_t i : order)
-    if (rows != 1 && strides[i] < strides[dim]) inner *= sizes[i];
-  if (rows == 1) inner = columns;
-  Matrix m{rows, columns, inner ? columns / inner : 1, rows * inner, std::max<int64_t>(1, inner), {}};
-  if (weight.numel() && !std::is_sorted(order.begin(), order.end())) {
-    m.column.assign(1, 0);
-    m.column.reserve(columns);
-    for (const int64_t i : order) {
-      const std::vector<int64_t> outer = std::move(m.column);
-      m.column.clear();
-      m.column.reserve(columns);
-      for (const int64_t at : outer)
-        for (int64_t k = 0; k < sizes[i]; ++k) m.column.push_back(at + k * column_strides[i]);
-    }
-  }
-  return m;
-}
-
 // Rows of a whole-rows matrix, else slices.
 struct Item {
   int64_t layer, begin, end;
 };
 
+// The layers a call works on: all, or those a derivative is asked for.
 struct Group {
-  std::vector<Tensor> weights;   // dense
-  std::vector<Matrix> matrices;
+  std::vector<const Tensor*> weights;
+  std::vector<const Matrix*> matrices;
   std::vector<int64_t> u_at, v_at;  // in uv
-  int64_t uv_length = 0, elements = 0;
   std::vector<Item> items;
   std::vector<int64_t> first_item;  // of each layer, and the end
+  int64_t vectors_length = 0, elements = 0;
 
-  int64_t layers() const { return static_cast<int64_t>(weights.size()); }
-  int64_t unit(int64_t layer) const {  // elements of a row or slice
-    return matrices[layer].whole_rows() ? matrices[layer].columns : matrices[layer].slice;
-  }
+  int64_t count() const { return static_cast<int64_t>(weights.size()); }
+  const Matrix& matrix(const Item& item) const { return *matrices[item.layer]; }
+  int64_t begin(const Item& item) const { return item.begin * unit(item); }  // in the weight's memory
+  int64_t size(const Item& item) const { return (item.end - item.begin) * unit(item); }
+  int64_t unit(const Item& item) const { return matrix(item).whole_rows() ? matrix(item).columns : matrix(item).slice(); }
 };
 
-Tensor dense(const Tensor& t) { return is_dense(t) ? t : as_contiguous(t); }
-
-Group group_of(const char* op, const std::vector<Tensor>& weights, const std::vector<int64_t>& dims) {
-  GK_CHECK(dims.size() == weights.size(), op, ": dims must have one entry per weight, ", weights.size(), ", got ", dims.size());
-  GK_CHECK(!weights.empty(), op, ": weights must not be empty");
+Group group_of(const Layers& layers, const std::vector<int64_t>& chosen) {
   Group group;
-  for (size_t i = 0; i < weights.size(); ++i) {
-    const Tensor& w = weights[i];
-    check_cpu(op, "weights", w);
-    GK_CHECK(w.dim() >= 2, op, ": weights[", i, "] must have 2 or more dimensions, got shape ", shape_text(w.sizes()));
-    GK_CHECK(dims[i] >= 0 && dims[i] < w.dim(), op, ": dims[", i, "] must be in [0, ", w.dim(), "), got ", dims[i]);
-    GK_CHECK(w.scalar_type() == weights[0].scalar_type(), op, ": weights must have one dtype, got ",
-             torch::headeronly::toString(weights[0].scalar_type()), " and ", torch::headeronly::toString(w.scalar_type()));
-  }
-  for (size_t i = 0; i < weights.size(); ++i) {
-    const Tensor w = dense(weights[i]);
-    const Matrix m = matrix_of(w, dims[i]);
-    group.first_item.push_back(static_cast<int64_t>(group.items.size()));
+  for (const int64_t layer : chosen) {
+    const Matrix& m = layers.matrices[layer];
     const int64_t units = m.whole_rows() ? m.rows : m.slices;
-    const int64_t most = std::min(units, std::clamp<int64_t>((w.numel() + kItem - 1) / kItem, 1, kItemsPerLayer));
-    const int64_t share = most ? ((units + most - 1) / most + kRows - 1) / kRows * kRows : 1;
-    if (w.numel())
-      for (int64_t at = 0; at < units; at += share)
-        group.items.push_back({static_cast<int64_t>(i), at, std::min(at + share, units)});
-    group.u_at.push_back(group.uv_length);
-    group.v_at.push_back(group.uv_length + m.rows);
-    group.uv_length += m.rows + m.columns;
-    group.elements += w.numel();
-    group.weights.push_back(w);
-    group.matrices.push_back(m);
+    const int64_t most = std::clamp<int64_t>((m.elements() + kItem - 1) / kItem, 1, kItemsPerLayer);
+    const int64_t share = std::max<int64_t>(1, ((units + most - 1) / most + kRows - 1) / kRows * kRows);
+    group.first_item.push_back(static_cast<int64_t>(group.items.size()));
+    if (m.elements())
+      for (int64_t at = 0; at < units; at += share) group.items.push_back({group.count(), at, std::min(at + share, units)});
+    group.weights.push_back(&layers.weights[layer]);
+    group.matrices.push_back(&m);
+    group.u_at.push_back(layers.u_at[layer]);
+    group.v_at.push_back(layers.v_at[layer]);
+    group.vectors_length += m.rows + m.columns;
+    group.elements += m.elements();
   }
   group.first_item.push_back(static_cast<int64_t>(group.items.size()));
   return group;
+}
+
+Group group_of(const Layers& layers) {
+  std::vector<int64_t> all(layers.count());
+  std::iota(all.begin(), all.end(), 0);
+  return group_of(layers, all);
 }
 
 // body(item) by whichever thread is free. `finish(layer)` by the thread that did the layer's last item.
 template <class Body, class Finish>
 void for_each_item(const Group& group, const Body& body, const Finish& finish) {
   const int64_t items = static_cast<int64_t>(group.items.size());
-  std::vector<std::atomic<int64_t>> left(group.layers());
-  for (int64_t layer = 0; layer < group.layers(); ++layer) {
+  std::vector<std::atomic<int64_t>> left(group.count());
+  for (int64_t layer = 0; layer < group.count(); ++layer) {
     left[layer].store(group.first_item[layer + 1] - group.first_item[layer], std::memory_order_relaxed);
     if (left[layer].load(std::memory_order_relaxed) == 0) finish(layer);
   }
@@ -251,76 +203,91 @@ void for_each_item(const Group& group, const Body& body) {
 
 // ------------------------------------------------------------------------------------------------------------- vectors
 
+// u and v of each layer in A, v in the weight's memory order.
 template <class A>
 struct Vectors {
   std::unique_ptr<A[]> memory;
-  std::vector<A*> u, v;  // v in the weight's memory order
+  std::vector<A*> u, v;
+  std::vector<std::vector<int64_t>> maps;
 
-  explicit Vectors(const Group& group) : memory(new A[group.uv_length]) {
-    for (int64_t layer = 0; layer < group.layers(); ++layer) {
-      u.push_back(memory.get() + group.u_at[layer]);
-      v.push_back(memory.get() + group.v_at[layer]);
+  explicit Vectors(const Group& group) : memory(new A[group.vectors_length]) {
+    A* at = memory.get();
+    for (const Matrix* m : group.matrices) {
+      u.push_back(at);
+      v.push_back(at + m->rows);
+      at += m->rows + m->columns;
+      maps.push_back(m->column_map());
     }
   }
 
   template <class T>
-  void load(const Matrix& m, int64_t layer, const T* stored_u, const T* stored_v) {
+  void load(int64_t layer, const Matrix& m, const T* stored_u, const T* stored_v) {
+    const auto& map = maps[layer];
     for (int64_t i = 0; i < m.rows; ++i) u[layer][i] = A(stored_u[i]);
-    for (int64_t i = 0; i < m.columns; ++i) v[layer][i] = A(stored_v[m.column.empty() ? i : m.column[i]]);
+    for (int64_t i = 0; i < m.columns; ++i) v[layer][i] = A(stored_v[map.empty() ? i : map[i]]);
   }
 
   template <class T>
-  void store(const Matrix& m, int64_t layer, T* stored_u, T* stored_v) const {
+  void store(int64_t layer, const Matrix& m, T* stored_u, T* stored_v) const {
+    const auto& map = maps[layer];
     for (int64_t i = 0; i < m.rows; ++i) stored_u[i] = T(u[layer][i]);
-    for (int64_t i = 0; i < m.columns; ++i) stored_v[m.column.empty() ? i : m.column[i]] = T(v[layer][i]);
+    for (int64_t i = 0; i < m.columns; ++i) stored_v[map.empty() ? i : map[i]] = T(v[layer][i]);
   }
 };
 
 template <class A>
 Vectors<A> load_uv(const Group& group, const Tensor& uv) {
   Vectors<A> vectors(group);
-  for (int64_t layer = 0; layer < group.layers(); ++layer)
-    vectors.load(group.matrices[layer], layer, data<A>(uv) + group.u_at[layer], data<A>(uv) + group.v_at[layer]);
+  for (int64_t i = 0; i < group.count(); ++i)
+    vectors.load(i, *group.matrices[i], data<A>(uv) + group.u_at[i], data<A>(uv) + group.v_at[i]);
   return vectors;
 }
+
+// Slices are walked in periods of B.
+int64_t period(const Matrix& m) { return std::min(m.slice(), m.inner * ((kTile + m.inner - 1) / m.inner)); }
 
 // One period of v for slice `a`.
 template <class A>
 void fill_tile(const Matrix& m, const A* v, int64_t slice, A* tile) {
-  for (int64_t at = 0; at < m.period(); at += m.inner)
+  for (int64_t at = 0; at < period(m); at += m.inner)
     for (int64_t b = 0; b < m.inner; ++b) tile[at + b] = v[slice * m.inner + b];
 }
 
 // u spread over the O * B elements of a slice.
 template <class A>
 std::vector<A> spread(const Matrix& m, const A* u) {
-  std::vector<A> wide(m.slice);
+  std::vector<A> wide(m.slice());
   for (int64_t o = 0; o < m.rows; ++o) std::fill_n(wide.data() + o * m.inner, m.inner, u[o]);
   return wide;
 }
 
-// t = X v over the item's slices.
+// t = X v over the item's slices, in runs of slices short enough for sums in A.
 template <class T, class A>
 void slices_times_v(const Matrix& m, const Item& item, const T* x, const A* v, A* t) {
-  std::vector<A> wide(m.slice, A(0)), tile(m.period());
-  for (int64_t a = item.begin; a < item.end; ++a) {
-    fill_tile(m, v, a, tile.data());
-    multiply_add_tiled<T, A>(x + a * m.slice, tile.data(), m.period(), m.slice, wide.data());
+  std::vector<A> wide(m.slice()), tile(period(m));
+  std::vector<double> sums(m.rows, 0.0);
+  for (int64_t first = item.begin; first < item.end; first += kRun) {
+    std::fill(wide.begin(), wide.end(), A(0));
+    for (int64_t a = first; a < std::min(first + kRun, item.end); ++a) {
+      fill_tile(m, v, a, tile.data());
+      multiply_add_tiled<T, A>(x + a * m.slice(), tile.data(), period(m), m.slice(), wide.data());
+    }
+    for (int64_t o = 0; o < m.rows; ++o)
+      sums[o] = std::accumulate(wide.begin() + o * m.inner, wide.begin() + (o + 1) * m.inner, sums[o]);
   }
-  for (int64_t o = 0; o < m.rows; ++o)
-    t[o] = std::accumulate(wide.begin() + o * m.inner, wide.begin() + (o + 1) * m.inner, A(0));
+  for (int64_t o = 0; o < m.rows; ++o) t[o] = A(sums[o]);
 }
 
 // z = X^T u over the item's slices; wide is u spread.
 template <class T, class A>
 void slices_times_u(const Matrix& m, const Item& item, const T* x, const A* wide, A* z) {
-  std::vector<A> sums(m.period());
+  std::vector<A> sums(period(m));
   for (int64_t a = item.begin; a < item.end; ++a) {
     std::fill(sums.begin(), sums.end(), A(0));
-    reduce_tiled<T, A>(x + a * m.slice, wide, m.period(), m.slice, sums.data());
+    reduce_tiled<T, A>(x + a * m.slice(), wide, period(m), m.slice(), sums.data());
     A* out = z + a * m.inner;
     std::copy_n(sums.begin(), m.inner, out);
-    for (int64_t at = m.inner; at < m.period(); at += m.inner)
+    for (int64_t at = m.inner; at < period(m); at += m.inner)
       for (int64_t b = 0; b < m.inner; ++b) out[b] += sums[at + b];
   }
 }
@@ -389,10 +356,10 @@ void rank_one(const Matrix& m, const Item& item, const T* x, const A* u, const A
     return;
   }
   const std::vector<A> wide = spread(m, u);
-  std::vector<A> tile(m.period());
+  std::vector<A> tile(period(m));
   for (int64_t slice = item.begin; slice < item.end; ++slice) {
     fill_tile(m, v, slice, tile.data());
-    rank_one_tiled<T, A>(x + slice * m.slice, wide.data(), tile.data(), m.period(), out + slice * m.slice, m.slice, A(a), A(c));
+    rank_one_tiled<T, A>(x + slice * m.slice(), wide.data(), tile.data(), period(m), out + slice * m.slice(), m.slice(), A(a), A(c));
   }
 }
 
@@ -401,247 +368,206 @@ inline double clamped(double norm, double eps) { return norm < eps ? eps : norm;
 
 // ---------------------------------------------------------------------------------------------------------------- ops
 
-std::tuple<Tensor, Tensor> spectral_norm_power_iteration_(std::vector<Tensor> weights, std::vector<Tensor> u,
-                                                          std::vector<Tensor> v, std::vector<int64_t> dims,
-                                                          int64_t iterations, double eps) {
-  const char* op = "spectral_norm_power_iteration_";
-  const Group group = group_of(op, weights, dims);
-  GK_CHECK(iterations >= 0, op, ": iterations must be >= 0, got ", iterations);
-  GK_CHECK(eps >= 0 && std::isfinite(eps), op, ": eps must be finite and >= 0, got ", eps);
-  GK_CHECK(u.size() == weights.size() && v.size() == weights.size(), op, ": u and v must have one tensor per weight, ",
-           weights.size(), ", got ", u.size(), " and ", v.size());
-  const int64_t layers = group.layers();
-  const auto check_vector = [&](const char* name, const Tensor& t, int64_t layer, int64_t length) {
-    check_cpu(op, name, t);
-    GK_CHECK(t.dim() == 1 && t.size(0) == length && t.is_contiguous() && t.scalar_type() == weights[0].scalar_type(), op,
-             ": ", name, "[", layer, "] must be a contiguous ", torch::headeronly::toString(weights[0].scalar_type()),
-             " tensor of shape (", length, ",), got ", torch::headeronly::toString(t.scalar_type()), " of shape ",
-             shape_text(t.sizes()));
-  };
-  for (int64_t i = 0; i < layers; ++i) {
-    check_vector("u", u[i], i, group.matrices[i].rows);
-    check_vector("v", v[i], i, group.matrices[i].columns);
+// One call of power iteration: the vectors and what items and layers do to them.
+template <class T, class A>
+struct Iteration {
+  const Group& group;
+  Vectors<A> vectors;
+  double eps;
+  std::vector<double> sigmas, factors;
+  std::vector<int64_t> part_at;   // what an item adds to its layer: z (whole rows) or t (slices)
+  std::unique_ptr<A[]> parts;
+  std::vector<std::vector<A>> wide;  // u spread, of slices
+
+  Iteration(const Group& group, double eps)
+      : group(group), vectors(group), eps(eps), sigmas(group.count(), 0.0), factors(group.items.size()), wide(group.count()) {
+    int64_t length = 0;
+    for (const Item& item : group.items) {
+      part_at.push_back(length);
+      length += group.matrix(item).whole_rows() ? group.matrix(item).columns : group.matrix(item).rows;
+    }
+    parts.reset(new A[length]);
   }
+
+  const T* weight(const Item& item) const { return data<T>(*group.weights[item.layer]); }
+  A* part(int64_t item) const { return parts.get() + part_at[item]; }
+
+  double normalize_u(int64_t layer) {
+    const int64_t rows = group.matrices[layer]->rows;
+    A* u = vectors.u[layer];
+    const double norm = clamped(std::sqrt(squared_norm(u, rows)), eps);
+    for (int64_t i = 0; i < rows; ++i) u[i] = A(u[i] / norm);
+    return norm;
+  }
+
+  // From W^T u in v's place. u^T W v for the new v is |W^T u|^2 / max(|W^T u|, eps).
+  void normalize_v(int64_t layer) {
+    const int64_t columns = group.matrices[layer]->columns;
+    A* v = vectors.v[layer];
+    const double square = squared_norm(v, columns), norm = clamped(std::sqrt(square), eps);
+    for (int64_t i = 0; i < columns; ++i) v[i] = A(v[i] / norm);
+    sigmas[layer] = square / norm;
+  }
+
+  void first_pass(int64_t i) {
+    const Item& item = group.items[i];
+    const Matrix& m = group.matrix(item);
+    if (m.whole_rows()) {
+      factors[i] = rows_there_and_back<T, A>(m, item, weight(item), vectors.v[item.layer], vectors.u[item.layer], part(i));
+    } else {
+      slices_times_v<T, A>(m, item, weight(item), vectors.v[item.layer], part(i));
+    }
+  }
+
+  void after_first_pass(int64_t layer) {
+    const Matrix& m = *group.matrices[layer];
+    const int64_t first = group.first_item[layer], last = group.first_item[layer + 1];
+    A *u = vectors.u[layer], *v = vectors.v[layer];
+    if (!m.whole_rows() || first == last) std::fill_n(u, m.rows, A(0));
+    if (!m.whole_rows()) {
+      const A one = 1;
+      for (int64_t i = first; i < last; ++i) add_rows<A, A, 1>(part(i), &one, m.rows, u);
+      normalize_u(layer);
+      wide[layer] = spread(m, u);
+      return;
+    }
+    const double norm = normalize_u(layer);
+    std::fill_n(v, m.columns, A(0));
+    for (int64_t i = first; i < last; ++i) {
+      const A c = A(factors[i] / norm);
+      add_rows<A, A, 1>(part(i), &c, m.columns, v);
+    }
+    normalize_v(layer);
+  }
+
+  void run() {
+    for_each_item(group, [&](int64_t i) { first_pass(i); }, [&](int64_t layer) { after_first_pass(layer); });
+    if (std::all_of(group.matrices.begin(), group.matrices.end(), [](const Matrix* m) { return m->whole_rows(); })) return;
+    for_each_item(
+        group,
+        [&](int64_t i) {
+          const Item& item = group.items[i];
+          const Matrix& m = group.matrix(item);
+          if (!m.whole_rows())
+            slices_times_u<T, A>(m, item, weight(item), wide[item.layer].data(), vectors.v[item.layer]);
+        },
+        [&](int64_t layer) {
+          if (!group.matrices[layer]->whole_rows()) normalize_v(layer);
+        });
+  }
+
+  void only_sigma() {
+    for_each_item(group, [&](int64_t i) {
+      const Item& item = group.items[i];
+      factors[i] = bilinear<T, A>(group.matrix(item), item, weight(item), vectors.u[item.layer], vectors.v[item.layer]);
+    });
+    for (size_t i = 0; i < group.items.size(); ++i) sigmas[group.items[i].layer] += factors[i];
+  }
+};
+
+std::tuple<Tensor, Tensor> spectral_norm_power_iteration_(TensorList weights, TensorList u, TensorList v,
+                                                          std::vector<int64_t> dims, int64_t iterations, double eps) {
+  const char* op = "spectral_norm_power_iteration_";
+  const Layers layers = layers_of(op, weights, dims);
+  check_iteration(op, layers, u, v, iterations, eps);
+  const Group group = group_of(layers);
   const auto dtype = accumulate_type(weights[0].scalar_type());
-  Tensor uv = torch::stable::new_empty(weights[0], std::vector<int64_t>{group.uv_length}, dtype);
-  Tensor sigma = torch::stable::new_empty(weights[0], std::vector<int64_t>{layers}, dtype);
+  Tensor uv = torch::stable::new_empty(weights[0], std::vector<int64_t>{layers.uv_length}, dtype);
+  Tensor sigma = torch::stable::new_empty(weights[0], std::vector<int64_t>{layers.count()}, dtype);
   dispatch_floating(op, weights[0].scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;
-    Vectors<A> vectors(group);
-    for (int64_t i = 0; i < layers; ++i) vectors.template load<T>(group.matrices[i], i, data<T>(u[i]), data<T>(v[i]));
-    std::vector<double> sigmas(layers, 0.0), factors(group.items.size());
-
-    if (iterations == 0) {
-      for_each_item(group, [&](int64_t i) {
-        const Item& item = group.items[i];
-        factors[i] = bilinear<T, A>(group.matrices[item.layer], item, data<T>(group.weights[item.layer]),
-                                    vectors.u[item.layer], vectors.v[item.layer]);
-      });
-      for (size_t i = 0; i < group.items.size(); ++i) sigmas[group.items[i].layer] += factors[i];
-    }
-
-    // what an item adds to its layer: z (whole rows) or t (slices)
-    std::vector<int64_t> part_at;
-    int64_t parts_length = 0;
-    for (const Item& item : group.items) {
-      const Matrix& m = group.matrices[item.layer];
-      part_at.push_back(parts_length);
-      parts_length += m.whole_rows() ? m.columns : m.rows;
-    }
-    const std::unique_ptr<A[]> parts(iterations ? new A[parts_length] : nullptr);
-
-    const auto set_u = [&](int64_t layer) {
-      const Matrix& m = group.matrices[layer];
-      const double norm = clamped(std::sqrt(squared_norm(vectors.u[layer], m.rows)), eps);
-      for (int64_t i = 0; i < m.rows; ++i) vectors.u[layer][i] = A(vectors.u[layer][i] / norm);
-      return norm;
-    };
-    // from W^T u in v's place
-    const auto set_v = [&](int64_t layer) {
-      const Matrix& m = group.matrices[layer];
-      const double square = squared_norm(vectors.v[layer], m.columns), norm = clamped(std::sqrt(square), eps);
-      for (int64_t i = 0; i < m.columns; ++i) vectors.v[layer][i] = A(vectors.v[layer][i] / norm);
-      sigmas[layer] = square / norm;
-    };
-    const auto forward_item = [&](int64_t i) {
-      const Item& item = group.items[i];
-      const Matrix& m = group.matrices[item.layer];
-      const T* w = data<T>(group.weights[item.layer]);
-      if (m.whole_rows()) {
-        factors[i] = rows_there_and_back<T, A>(m, item, w, vectors.v[item.layer], vectors.u[item.layer], parts.get() + part_at[i]);
-      } else {
-        slices_times_v<T, A>(m, item, w, vectors.v[item.layer], parts.get() + part_at[i]);
-      }
-    };
-    const auto forward_layer = [&](int64_t layer) {
-      const Matrix& m = group.matrices[layer];
-      const int64_t first = group.first_item[layer], last = group.first_item[layer + 1];
-      if (first == last) std::fill_n(vectors.u[layer], m.rows, A(0));  // no columns: nobody wrote t
-      if (!m.whole_rows()) {
-        std::fill_n(vectors.u[layer], m.rows, A(0));
-        const A one = 1;
-        for (int64_t i = first; i < last; ++i) add_rows<A, A, 1>(parts.get() + part_at[i], &one, m.rows, vectors.u[layer]);
-        set_u(layer);
-        return;
-      }
-      const double norm = set_u(layer);
-      std::fill_n(vectors.v[layer], m.columns, A(0));
-      for (int64_t i = first; i < last; ++i) {
-        const A c = A(factors[i] / norm);
-        add_rows<A, A, 1>(parts.get() + part_at[i], &c, m.columns, vectors.v[layer]);
-      }
-      set_v(layer);
-    };
-    const bool any_slices =
-        std::any_of(group.matrices.begin(), group.matrices.end(), [](const Matrix& m) { return !m.whole_rows(); });
-    for (int64_t k = 0; k < iterations; ++k) {
-      for_each_item(group, forward_item, forward_layer);
-      if (!any_slices) continue;
-      std::vector<std::vector<A>> wide(layers);
-      for (int64_t i = 0; i < layers; ++i)
-        if (!group.matrices[i].whole_rows()) wide[i] = spread(group.matrices[i], vectors.u[i]);
-      for_each_item(
-          group,
-          [&](int64_t i) {
-            const Item& item = group.items[i];
-            const Matrix& m = group.matrices[item.layer];
-            if (!m.whole_rows())
-              slices_times_u<T, A>(m, item, data<T>(group.weights[item.layer]), wide[item.layer].data(), vectors.v[item.layer]);
-          },
-          [&](int64_t layer) {
-            if (!group.matrices[layer].whole_rows()) set_v(layer);
-          });
-    }
-
-    for (int64_t i = 0; i < layers; ++i) {
-      const Matrix& m = group.matrices[i];
-      mutable_data<A>(sigma)[i] = A(sigmas[i]);
-      vectors.template store<A>(m, i, mutable_data<A>(uv) + group.u_at[i], mutable_data<A>(uv) + group.v_at[i]);
-      if (iterations) vectors.template store<T>(m, i, mutable_data<T>(u[i]), mutable_data<T>(v[i]));
+    Iteration<T, A> iteration(group, eps);
+    Vectors<A>& vectors = iteration.vectors;
+    for (int64_t i = 0; i < group.count(); ++i) vectors.template load<T>(i, *group.matrices[i], data<T>(u[i]), data<T>(v[i]));
+    if (iterations == 0) iteration.only_sigma();
+    for (int64_t k = 0; k < iterations; ++k) iteration.run();
+    for (int64_t i = 0; i < group.count(); ++i) {
+      const Matrix& m = *group.matrices[i];
+      mutable_data<A>(sigma)[i] = A(iteration.sigmas[i]);
+      vectors.template store<A>(i, m, mutable_data<A>(uv) + group.u_at[i], mutable_data<A>(uv) + group.v_at[i]);
+      if (iterations) vectors.template store<T>(i, m, mutable_data<T>(u[i]), mutable_data<T>(v[i]));
     }
   });
   return {uv, sigma};
 }
 
-void check_saved(const char* op, const Group& group, Tensor& uv, Tensor& sigma) {
-  const auto dtype = accumulate_type(group.weights[0].scalar_type());
-  const auto check = [&](const char* name, const Tensor& t, int64_t length) {
-    check_cpu(op, name, t);
-    GK_CHECK(t.dim() == 1 && t.size(0) == length && t.scalar_type() == dtype, op, ": ", name, " must be ",
-             torch::headeronly::toString(dtype), " of shape (", length, ",), got ",
-             torch::headeronly::toString(t.scalar_type()), " of shape ", shape_text(t.sizes()));
-  };
-  check("uv", uv, group.uv_length);
-  check("sigma", sigma, group.layers());
-  uv = as_contiguous(uv);
-  sigma = as_contiguous(sigma);
+TensorList outputs_like(const Group& group) {
+  TensorList out;
+  for (const Tensor* w : group.weights) out.push_back(empty_like_on_huge_pages(*w));
+  return out;
 }
 
-std::vector<Tensor> spectral_normalize(std::vector<Tensor> weights, Tensor uv, Tensor sigma, std::vector<int64_t> dims) {
+TensorList spectral_normalize(TensorList weights, Tensor uv, Tensor sigma, std::vector<int64_t> dims) {
   const char* op = "spectral_normalize";
-  const Group group = group_of(op, weights, dims);
-  check_saved(op, group, uv, sigma);
-  std::vector<Tensor> out;
-  for (const Tensor& w : group.weights) out.push_back(empty_like_on_huge_pages(w));
+  const Layers layers = layers_of(op, weights, dims);
+  check_saved(op, layers, uv, sigma);
+  const Group group = group_of(layers);
+  TensorList out = outputs_like(group);
   dispatch_floating(op, weights[0].scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;
     for_each_item(group, [&](int64_t i) {
       const Item& item = group.items[i];
-      const int64_t begin = item.begin * group.unit(item.layer), end = item.end * group.unit(item.layer);
-      divide<T, A>(data<T>(group.weights[item.layer]) + begin, mutable_data<T>(out[item.layer]) + begin, end - begin,
+      const int64_t begin = group.begin(item);
+      divide<T, A>(data<T>(*group.weights[item.layer]) + begin, mutable_data<T>(out[item.layer]) + begin, group.size(item),
                    A(1.0 / data<A>(sigma)[item.layer]));
     });
   });
   return out;
 }
 
-// The layers a derivative is asked for, as a group of their own that still knows where their u and v are.
-Group chosen(const char* op, const Group& all, const std::vector<int64_t>& layers) {
-  Group group;
-  for (const int64_t layer : layers) {
-    GK_CHECK(layer >= 0 && layer < all.layers(), op, ": layers must be in [0, ", all.layers(), "), got ", layer);
-    group.first_item.push_back(static_cast<int64_t>(group.items.size()));
-    for (int64_t i = all.first_item[layer]; i < all.first_item[layer + 1]; ++i)
-      group.items.push_back({group.layers(), all.items[i].begin, all.items[i].end});
-    group.weights.push_back(all.weights[layer]);
-    group.matrices.push_back(all.matrices[layer]);
-    group.u_at.push_back(all.u_at[layer]);
-    group.v_at.push_back(all.v_at[layer]);
-    group.elements += all.weights[layer].numel();
-  }
-  group.uv_length = all.uv_length;
-  group.first_item.push_back(static_cast<int64_t>(group.items.size()));
-  return group;
-}
-
-std::vector<Tensor> like_weights(const char* op, const char* name, const Group& group, const std::vector<Tensor>& tensors) {
-  GK_CHECK(tensors.size() == group.weights.size(), op, ": ", name, " must have one tensor per entry of layers, ",
-           group.layers(), ", got ", tensors.size());
-  std::vector<Tensor> out;
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    check_cpu(op, name, tensors[i]);
-    check_same_shape(op, name, tensors[i], "its weight", group.weights[i]);
-    out.push_back(in_layout_of(group.weights[i], tensors[i]));
-  }
-  return out;
-}
-
-std::vector<Tensor> spectral_normalize_bwd(std::vector<Tensor> grads_, std::vector<Tensor> weights, Tensor uv, Tensor sigma,
-                                           std::vector<int64_t> dims, std::vector<int64_t> layers) {
+TensorList spectral_normalize_bwd(TensorList grads_, TensorList weights, Tensor uv, Tensor sigma, std::vector<int64_t> dims,
+                                  std::vector<int64_t> chosen) {
   const char* op = "spectral_normalize_bwd";
-  const Group all = group_of(op, weights, dims);
-  check_saved(op, all, uv, sigma);
-  const Group group = chosen(op, all, layers);
-  const std::vector<Tensor> grads = like_weights(op, "grads", group, grads_);
-  std::vector<Tensor> out;
-  for (const Tensor& w : group.weights) out.push_back(empty_like_on_huge_pages(w));
+  const Layers layers = layers_of(op, weights, dims);
+  check_saved(op, layers, uv, sigma);
+  check_chosen(op, layers, chosen);
+  const TensorList grads = like_weights(op, "grads", layers, chosen, grads_);
+  const Group group = group_of(layers, chosen);
+  TensorList out = outputs_like(group);
   dispatch_floating(op, weights[0].scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;
     const Vectors<A> vectors = load_uv<A>(group, uv);
-    std::vector<double> parts(group.items.size()), dots(group.layers(), 0.0);
+    std::vector<double> parts(group.items.size()), dots(group.count(), 0.0);
     for_each_item(group, [&](int64_t i) {
       const Item& item = group.items[i];
-      const int64_t begin = item.begin * group.unit(item.layer), end = item.end * group.unit(item.layer);
-      parts[i] = dot<T, A>(data<T>(grads[item.layer]) + begin, data<T>(group.weights[item.layer]) + begin, end - begin);
+      const int64_t begin = group.begin(item);
+      parts[i] = dot<T, A>(data<T>(grads[item.layer]) + begin, data<T>(*group.weights[item.layer]) + begin, group.size(item));
     });
     for (size_t i = 0; i < group.items.size(); ++i) dots[group.items[i].layer] += parts[i];
     for_each_item(group, [&](int64_t i) {
       const Item& item = group.items[i];
       const int64_t l = item.layer;
-      const double s = data<A>(sigma)[layers[l]];
-      rank_one<T, A>(group.matrices[l], item, data<T>(grads[l]), vectors.u[l], vectors.v[l], mutable_data<T>(out[l]), 1 / s,
+      const double s = data<A>(sigma)[chosen[l]];
+      rank_one<T, A>(group.matrix(item), item, data<T>(grads[l]), vectors.u[l], vectors.v[l], mutable_data<T>(out[l]), 1 / s,
                      -dots[l] / (s * s));
     });
   });
   return out;
 }
 
-std::tuple<std::vector<Tensor>, std::vector<Tensor>> spectral_normalize_bwd_bwd(
-    std::vector<Tensor> grad_grads_, std::vector<Tensor> grads_, std::vector<Tensor> weights, Tensor uv, Tensor sigma,
-    std::vector<int64_t> dims, std::vector<int64_t> layers) {
+std::tuple<TensorList, TensorList> spectral_normalize_bwd_bwd(TensorList grad_grads_, TensorList grads_, TensorList weights,
+                                                              Tensor uv, Tensor sigma, std::vector<int64_t> dims,
+                                                              std::vector<int64_t> chosen) {
   const char* op = "spectral_normalize_bwd_bwd";
-  const Group all = group_of(op, weights, dims);
-  check_saved(op, all, uv, sigma);
-  const Group group = chosen(op, all, layers);
-  const std::vector<Tensor> grad_grads = like_weights(op, "grad_grads", group, grad_grads_);
-  const std::vector<Tensor> grads = like_weights(op, "grads", group, grads_);
-  std::vector<Tensor> grads_out, weights_out;
-  for (const Tensor& w : group.weights) {
-    grads_out.push_back(empty_like_on_huge_pages(w));
-    weights_out.push_back(empty_like_on_huge_pages(w));
-  }
+  const Layers layers = layers_of(op, weights, dims);
+  check_saved(op, layers, uv, sigma);
+  check_chosen(op, layers, chosen);
+  const TensorList grad_grads = like_weights(op, "grad_grads", layers, chosen, grad_grads_);
+  const TensorList grads = like_weights(op, "grads", layers, chosen, grads_);
+  const Group group = group_of(layers, chosen);
+  TensorList grads_out = outputs_like(group), weights_out = outputs_like(group);
   dispatch_floating(op, weights[0].scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;
     struct Dots {
       double q = 0, hg = 0, gw = 0;
     };
     const Vectors<A> vectors = load_uv<A>(group, uv);
-    std::vector<Dots> parts(group.items.size()), dots(group.layers());
+    std::vector<Dots> parts(group.items.size()), dots(group.count());
     for_each_item(group, [&](int64_t i) {
       const Item& item = group.items[i];
-      const int64_t l = item.layer, begin = item.begin * group.unit(l), n = item.end * group.unit(l) - begin;
-      const T *h = data<T>(grad_grads[l]), *g = data<T>(grads[l]), *w = data<T>(group.weights[l]);
-      parts[i] = {bilinear<T, A>(group.matrices[l], item, h, vectors.u[l], vectors.v[l]),
+      const int64_t l = item.layer, begin = group.begin(item), n = group.size(item);
+      const T *h = data<T>(grad_grads[l]), *g = data<T>(grads[l]), *w = data<T>(*group.weights[l]);
+      parts[i] = {bilinear<T, A>(group.matrix(item), item, h, vectors.u[l], vectors.v[l]),
                   dot<T, A>(h + begin, g + begin, n), dot<T, A>(g + begin, w + begin, n)};
     });
     for (size_t i = 0; i < group.items.size(); ++i) {
@@ -652,11 +578,11 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> spectral_normalize_bwd_bwd(
     }
     for_each_item(group, [&](int64_t i) {
       const Item& item = group.items[i];
-      const int64_t l = item.layer, begin = item.begin * group.unit(l), n = item.end * group.unit(l) - begin;
-      const double s = data<A>(sigma)[layers[l]], down = dots[l].q / (s * s);
-      combine<T, A>(data<T>(grad_grads[l]) + begin, data<T>(group.weights[l]) + begin, mutable_data<T>(grads_out[l]) + begin,
-                    n, A(1 / s), A(-down));
-      rank_one<T, A>(group.matrices[l], item, data<T>(grads[l]), vectors.u[l], vectors.v[l], mutable_data<T>(weights_out[l]),
+      const int64_t l = item.layer, begin = group.begin(item);
+      const double s = data<A>(sigma)[chosen[l]], down = dots[l].q / (s * s);
+      combine<T, A>(data<T>(grad_grads[l]) + begin, data<T>(*group.weights[l]) + begin, mutable_data<T>(grads_out[l]) + begin,
+                    group.size(item), A(1 / s), A(-down));
+      rank_one<T, A>(group.matrix(item), item, data<T>(grads[l]), vectors.u[l], vectors.v[l], mutable_data<T>(weights_out[l]),
                      -down, (2 * dots[l].gw * dots[l].q / s - dots[l].hg) / (s * s));
     });
   });

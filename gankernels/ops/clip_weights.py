@@ -26,13 +26,18 @@ register("clip_weights_", fake=lambda weights, c: None, mutates=True)
 
 
 def check_weights(op: str, name: str, tensors: list) -> None:
-    """Dense floating-point tensors on one device."""
+    """Dense floating-point tensors on one device, to be modified in place."""
     for i, t in enumerate(tensors):
         check_tensor(op, f"{name}[{i}]", t)
         if t.layout != torch.strided:
             raise TypeError(f"gankernels.{op}: {name}[{i}] must be dense, got {str(t.layout)[6:]}.")
         if t.device != tensors[0].device:
             raise ValueError(f"gankernels.{op}: {name} must be on one device, got {tensors[0].device} and {t.device}.")
+        if any(stride == 0 and size > 1 for stride, size in zip(t.stride(), t.shape)):
+            raise ValueError(
+                f"gankernels.{op}: {name}[{i}] must have its own memory for every element, got an expanded tensor of shape "
+                f"{tuple(t.shape)}."
+            )
 
 
 def clip_weights_(module_or_tensors: torch.nn.Module | Iterable[torch.Tensor], c: float) -> None:

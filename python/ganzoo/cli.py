@@ -16,6 +16,9 @@ from ganzoo.errors import ArgumentError, Error
 from ganzoo.training.run import RunOptions
 from ganzoo.variants import list_variants, variant_class
 
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
+"""Parts of what PyTorch's RuntimeErrors say when an allocation fails."""
+
 
 def list_command():
     """List the variants."""
@@ -128,6 +131,12 @@ def main():
         sys.exit(_fail(error.on_command_line()))
     except Error as error:
         sys.exit(_fail(str(error)))
+    except OSError as error:
+        sys.exit(_fail(f"ganzoo: {error.filename or 'the disk'} cannot be used: {error.strerror}."))
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in OUT_OF_MEMORY):
+            raise
+        sys.exit(_fail("ganzoo: the memory is too small for networks and batches of this size."))
     except KeyboardInterrupt:
         sys.exit(_fail("ganzoo: stopped; `ganzoo resume` goes on from the run's last checkpoint."))
 

@@ -204,7 +204,7 @@ void warp_operations_kernel(const float* x, float* y) {
 
 }  // namespace
 
-// Where the module was loaded: build.py gives shared variables as offsets from here.
+// Where the module was loaded: harness.py gives shared variables as offsets from here.
 extern "C" __attribute__((visibility("default"))) char gankernels_emulator_anchor;
 char gankernels_emulator_anchor;
 

@@ -4,14 +4,14 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-import build  # noqa: E402
+import harness  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def loaded():
-    if build.compiler() is None:
+    if harness.compiler() is None:
         pytest.skip("no C++ compiler")
-    return build.load()
+    return harness.load()
 
 
 @pytest.fixture(params=["ascending", "descending", "shuffled"])

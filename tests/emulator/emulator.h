@@ -179,7 +179,7 @@ namespace emulator {
 
 enum class Order { ascending, descending, shuffled };
 
-// Variables a kernel declares __shared__ without `extern`; found in the symbol table of the built module (build.py).
+// Variables a kernel declares __shared__ without `extern`; found in the symbol table of the built module (harness.py).
 struct SharedVariable {
   char* address;
   size_t bytes;

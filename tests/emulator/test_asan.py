@@ -5,16 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import build
+import harness
 import pytest
 
 HERE = Path(__file__).parent
 
 pytestmark = [
-    pytest.mark.skipif(build.under_asan(), reason="already under AddressSanitizer"),
-    pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler"),
+    pytest.mark.skipif(harness.under_asan(), reason="already under AddressSanitizer"),
+    pytest.mark.skipif(harness.compiler() is None, reason="no C++ compiler"),
     pytest.mark.skipif(
-        build.compiler() is not None and not (build.runtime("libasan.so") and build.runtime("libubsan.so")),
+        harness.compiler() is not None and not (harness.runtime("libasan.so") and harness.runtime("libubsan.so")),
         reason="the compiler has no AddressSanitizer runtime",
     ),
 ]
@@ -22,7 +22,7 @@ pytestmark = [
 
 def run(*arguments):
     # libstdc++ as well: AddressSanitizer looks for the real __cxa_throw when the process starts, before our module brings it
-    preload = f"{build.runtime('libasan.so')} {build.runtime('libstdc++.so.6')}"
+    preload = f"{harness.runtime('libasan.so')} {harness.runtime('libstdc++.so.6')}"
     # stacks to detect use after return do not go together with fibers; Python itself leaks by design
     environment = dict(os.environ, LD_PRELOAD=preload, ASAN_OPTIONS="detect_leaks=0:detect_stack_use_after_return=0")
     return subprocess.run([sys.executable, *arguments], env=environment, cwd=HERE, capture_output=True, text=True, timeout=600)
@@ -46,7 +46,7 @@ def test_kernels_are_clean():
     ],
 )
 def test_a_planted_access_is_caught(call, finding):
-    program = f"import build, numpy; m = build.load(); y = numpy.zeros(512, numpy.float32); print('start', flush=True); m.{call}"
+    program = f"import harness, numpy; m = harness.load(); y = numpy.zeros(512, numpy.float32); print('start', flush=True); m.{call}"
     done = run("-c", program)
     assert "start" in done.stdout and done.returncode != 0, done.stdout + done.stderr
     assert any(word in done.stderr for word in finding.split("|")), done.stderr

@@ -5,10 +5,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import build
+import harness
 import pytest
 
-CUDA = build.ROOT / "csrc" / "cuda"
+CUDA = harness.ROOT / "csrc" / "cuda"
 SOURCES = sorted(CUDA.glob("*.cu"))
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 WIDE_LOADS = ("clip_weights_kernel", "rmsprop_kernel", "adam_kernel")
@@ -16,7 +16,7 @@ WIDE_LOADS = ("clip_weights_kernel", "rmsprop_kernel", "adam_kernel")
 
 def tool(name):
     """A tool of the CUDA toolkit; triton ships some of them too."""
-    triton = build.importlib.util.find_spec("triton")
+    triton = harness.importlib.util.find_spec("triton")
     folders = ["/usr/local/cuda/bin"]
     if triton is not None:
         folders.append(str(Path(triton.origin).parent / "backends/nvidia/bin"))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import same
+from .conftest import same
 from torch import nn
 
 import ganzoo

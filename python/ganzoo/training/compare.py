@@ -13,10 +13,9 @@ BLOCK_SECONDS = 0.3
 def compare_speed(variant, images, *, device, blocks):
     """Trains two copies of a variant, alike but for their ops, in turns of about 0.3 s.
 
-    Returns `images_per_second` and `stock_images_per_second`, each the median over `blocks` turns, and `ratio`, the
-    median of the ratios of neighbouring turns. An image counts once for each discriminator or critic update that it
-    is drawn for. What else the machine does falls on both sides alike, since the turns are short and alternate in
-    their order.
+    Returns `images_per_second` and `stock_images_per_second`, each the median over `blocks` turns, and their `ratio`.
+    An image counts once for each discriminator or critic update that it is drawn for. What else the machine does falls
+    on both sides alike, since the turns are short and alternate in their order.
     """
     trainers = {ops: Trainer(variant, images, device=device, ops=ops) for ops in ("gankernels", "stock")}
     for trainer in trainers.values():
@@ -28,12 +27,8 @@ def compare_speed(variant, images, *, device, blocks):
     for block in range(blocks):
         for ops in sorted(trainers, reverse=block % 2 == 1):
             rates[ops].append(_images_per_second(trainers[ops], steps))
-    return {
-        "images_per_second": median(rates["gankernels"]),
-        "stock_images_per_second": median(rates["stock"]),
-        "ratio": median(ours / stock for ours, stock in zip(rates["gankernels"], rates["stock"])),
-        "blocks": blocks,
-    }
+    ours, stock = median(rates["gankernels"]), median(rates["stock"])
+    return {"images_per_second": ours, "stock_images_per_second": stock, "ratio": ours / stock, "blocks": blocks}
 
 
 def _images_per_second(trainer, steps):

@@ -63,6 +63,8 @@ class Monitor:
 
     def __exit__(self, *exception):
         self._live.stop()
+        if not self._live.console.is_terminal:
+            self._live.console.line()
         self._file.close()
 
     def _write(self, record):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import gankernels
 import torch
 
 from ganzoo.data.digits import digits
@@ -62,13 +63,12 @@ class RunOptions(Checked):
 
 def versions():
     """The versions and the platform that a run's figures depend on."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for package in ("gankernels", "torch", "numpy", "scikit-learn"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "source tree"
-    return found
+    return {
+        "gankernels": gankernels.__version__,
+        **{package: metadata.version(package) for package in ("torch", "numpy", "scikit-learn")},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
 
 
 def train(variant, options, command):

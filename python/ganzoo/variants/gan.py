@@ -3,7 +3,7 @@ from functools import partial
 
 from ganzoo.networks import dcgan
 from ganzoo.objectives import minimax_discriminator, non_saturating_generator
-from ganzoo.options import Betas, Decay, Positive
+from ganzoo.options import Betas, Count, Decay, Positive
 from ganzoo.variants.base import Networks, Player, Variant, register
 
 
@@ -18,6 +18,7 @@ class GAN(Variant):
     arXiv:1511.06434.
     """
 
+    steps: Count = 3000
     ema: Decay = 0.99
     lr: Positive = 2e-4
     """Adam's learning rate."""
