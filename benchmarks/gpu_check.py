@@ -40,6 +40,8 @@ DRY_BENCHMARKS = [
 ]
 
 
+# tool -> where its output says how many errors there were
+SANITIZERS = {"memcheck": r"ERROR SUMMARY: (\d+) error", "racecheck": r"RACECHECK SUMMARY: (\d+) hazard"}
 NOTHING_COLLECTED = 5  # an exit status of pytest
 
 
@@ -110,7 +112,8 @@ class Check:
 
             env["TORCH_CUDA_ARCH_LIST"] = "{}.{}".format(*torch.cuda.get_device_capability())
             env["GANKERNELS_CUDA"] = "1"
-        status, output = self.run("build", [sys.executable, "setup.py", "build_ext", "--inplace"], (1 if self.dry else 0.5) * self.left(), env)
+        limit = self.left() * (1 if self.dry else 0.5)
+        status, output = self.run("build", [sys.executable, "setup.py", "build_ext", "--inplace"], limit, env)
         self.record("build", "ok" if status == 0 else "RED", output)
         return status == 0
 
@@ -134,7 +137,7 @@ class Check:
         if status != 0 or self.dry or program is None:
             self.record("compute-sanitizer", "skipped", "" if program else "compute-sanitizer is not on the PATH")
             return
-        for tool, pattern in (("memcheck", r"ERROR SUMMARY: (\d+) error"), ("racecheck", r"RACECHECK SUMMARY: (\d+) hazard")):
+        for tool, pattern in SANITIZERS.items():
             # each tensor an allocation of its own, or an overrun lands inside the cache of the allocator
             env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
             status, output = self.run("sanitizer", [program, "--tool", tool, *smoke], 0.25 * self.left(), env)
