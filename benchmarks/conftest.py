@@ -7,7 +7,7 @@ from .harness import Settings
 def pytest_addoption(parser):
     group = parser.getgroup("gankernels benchmarks")
     group.addoption("--device", choices=("cpu", "cuda"), help="default: cuda when there is one")
-    group.addoption("--seconds", type=float, default=3.0, help="spent sampling each case, after warm-up (default 3; 0: one round, to see that all is well)")
+    group.addoption("--seconds", type=float, default=3.0, help="of sampling per case (default 3; 0: one round)")
     group.addoption("--rows", metavar="FILE", help="append every result as a line of JSON as soon as it is there")
 
 

@@ -40,11 +40,23 @@ DRY_BENCHMARKS = [
 ]
 
 
+# tool -> where its output says how many errors there were
+SANITIZERS = {"memcheck": r"ERROR SUMMARY: (\d+) error", "racecheck": r"RACECHECK SUMMARY: (\d+) hazard"}
+NOTHING_COLLECTED = 5  # an exit status of pytest
+
+
+def verdict(status: int | None, output: str, fine=(0,)) -> str:
+    """Of a run of pytest; what failed before a cut-off is red."""
+    if re.search(r"\d+ (failed|errors?)\b", output) or status not in (*fine, None):
+        return "RED"
+    return "cut off" if status is None else "ok"
+
+
 class Check:
     def __init__(self, out: Path, budget: float, dry: bool):
         self.out, self.dry = out, dry
         self.end = time.monotonic() + budget
-        self.stages: list[tuple[str, str, str]] = []  # name, verdict, last line of its log
+        self.stages: list[tuple[str, str, str]] = []  # name, result, last line of its log
         self.rows = out / "rows.jsonl"
 
     def left(self) -> float:
@@ -74,15 +86,15 @@ class Check:
         print(f"{stage}: exit status {status}, {time.monotonic() - began:.0f} s: {' '.join(command)}", flush=True)
         return status, output
 
-    def record(self, stage: str, verdict: str, output: str):
+    def record(self, stage: str, result: str, output: str):
         lines = [line.strip(" =") for line in output.splitlines() if line.strip(" =")]
-        self.stages.append((stage, verdict, lines[-1][:200] if lines else ""))
+        self.stages.append((stage, result, lines[-1][:200] if lines else ""))
         self.summarise()
 
     def summarise(self):
         rows = report.read_rows(self.rows) if self.rows.exists() else []
         short = report.shortfalls(rows)
-        text = [f"{verdict:8} {stage}: {last}" for stage, verdict, last in self.stages]
+        text = [f"{result:8} {stage}: {last}" for stage, result, last in self.stages]
         text += ["", f"slow or below the floor: {len(short) or 'nothing'}", *(f"  {line}" for line in short)]
         text += ["", "case, variant: median, device time, times the fastest stock, share of the floor"]
         for row in rows:
@@ -100,17 +112,20 @@ class Check:
 
             env["TORCH_CUDA_ARCH_LIST"] = "{}.{}".format(*torch.cuda.get_device_capability())
             env["GANKERNELS_CUDA"] = "1"
-        status, output = self.run("build", [sys.executable, "setup.py", "build_ext", "--inplace"], (1 if self.dry else 0.5) * self.left(), env)
+        limit = self.left() * (1 if self.dry else 0.5)
+        status, output = self.run("build", [sys.executable, "setup.py", "build_ext", "--inplace"], limit, env)
         self.record("build", "ok" if status == 0 else "RED", output)
         return status == 0
 
     def tests(self):
-        command = [sys.executable, "-m", "pytest", "tests", "-m", "gpu", "-q", "--maxfail=20", "-p", "no:cacheprovider"]
-        status, output = self.run("tests", command, 0.4 * self.left())
-        failed = re.search(r"\d+ (failed|errors?)\b", output)
-        nothing = self.dry and status == 5  # none collected
-        self.record("tests", "RED" if failed or status not in (0, None) and not nothing else "ok" if status is not None else "cut off",
-                    output)  # fmt: skip
+        pytest = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "--maxfail=20", "-p", "no:cacheprovider"]
+        for suite, needs in (("tests/ops", "gankernels"), ("tests/zoo", "ganzoo.cli")):
+            status, output = self.run("tests", [sys.executable, "-c", f"import {needs}"], 60, {"PYTHONPATH": "python"})
+            if status != 0 and suite == "tests/zoo":  # its command line needs libraries that a bare PyTorch has not
+                self.record(suite, "skipped", output)
+                continue
+            status, output = self.run("tests", [*pytest, suite], 0.4 * self.left())
+            self.record(suite, verdict(status, output, fine=(0, NOTHING_COLLECTED)), output)
 
     def sanitizer(self):
         """A tool that cannot run on this machine says nothing about the kernels: only errors that it reports are red."""
@@ -122,7 +137,7 @@ class Check:
         if status != 0 or self.dry or program is None:
             self.record("compute-sanitizer", "skipped", "" if program else "compute-sanitizer is not on the PATH")
             return
-        for tool, pattern in (("memcheck", r"ERROR SUMMARY: (\d+) error"), ("racecheck", r"RACECHECK SUMMARY: (\d+) hazard")):
+        for tool, pattern in SANITIZERS.items():
             # each tensor an allocation of its own, or an overrun lands inside the cache of the allocator
             env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
             status, output = self.run("sanitizer", [program, "--tool", tool, *smoke], 0.25 * self.left(), env)
@@ -140,9 +155,7 @@ class Check:
             command = [sys.executable, "-m", "pytest", f"benchmarks/{file}", "-q", "-p", "no:cacheprovider", "--seconds",
                        str(seconds), "--rows", str(self.rows), "--benchmark-columns=median,iqr,rounds"]  # fmt: skip
             status, output = self.run("benchmarks", command + (["-k", keyword] if keyword else []), self.left() - 5)
-            failed = re.search(r"\d+ (failed|errors?)\b", output)
-            verdict = "RED" if failed or status not in (0, None) else "ok" if status == 0 else "cut off"
-            self.record(f"{file} -k '{keyword}'", verdict, output)
+            self.record(f"{file} -k '{keyword}'", verdict(status, output), output)
         if self.rows.exists():
             report.merge(report.read_rows(self.rows), self.out)
 
@@ -169,7 +182,7 @@ def main():
         check.sanitizer()
         check.benchmarks(options.seconds if options.seconds is not None else 0 if options.dry_run else 2)
     print((options.out / "summary.txt").read_text())
-    sys.exit(any(verdict == "RED" for _, verdict, _ in check.stages))
+    sys.exit(any(result == "RED" for _, result, _ in check.stages))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The networks whose shapes the cases have."""
 
+from itertools import pairwise
+
 from torch import nn
 
 
@@ -14,7 +16,7 @@ def critic64():
     """The critic of 64×64 images that the goals are stated for: 3-64-128-256, strided 4×4 convolutions, a linear layer."""
     channels = (3, 64, 128, 256)
     layers = []
-    for before, after in zip(channels, channels[1:]):
+    for before, after in pairwise(channels):
         layers += [nn.Conv2d(before, after, 4, 2, 1), nn.LeakyReLU(0.2)]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * 8 * 8, 1))
 
@@ -31,7 +33,7 @@ def dcgan_discriminator():
     """DCGAN's for 64×64 images (Radford et al. 2016): 3-64-128-256-512-1, 4×4 convolutions, batch norm inside."""
     channels = (3, 64, 128, 256, 512)
     layers = []
-    for before, after in zip(channels, channels[1:]):
+    for before, after in pairwise(channels):
         norm = [nn.BatchNorm2d(after)] if before > 3 else []
         layers += [nn.Conv2d(before, after, 4, 2, 1, bias=False), *norm, nn.LeakyReLU(0.2)]
     return nn.Sequential(*layers, nn.Conv2d(channels[-1], 1, 4, 1, 0, bias=False))
@@ -59,7 +61,7 @@ def biggan128_weights(width=96):
     """Those of BigGAN's discriminator of 128×128 images (Brock et al. 2019, table 5), attention at 64×64 included."""
     channels = [3, *(width * multiple for multiple in (1, 2, 4, 8, 16, 16))]
     layers = []
-    for before, after in zip(channels, channels[1:]):
+    for before, after in pairwise(channels):
         layers += _block(before, after, after, shortcut=before != after)
         if after == width:
             layers += [nn.Conv2d(width, width // 8, 1, bias=False), nn.Conv2d(width, width // 8, 1, bias=False),

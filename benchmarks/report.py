@@ -45,7 +45,8 @@ def merge(rows: list[dict], folder: Path) -> list[Path]:
             results[path] |= {"machine": row["machine"], "device": row["device"]}
         if (path, row["case"]) not in fresh:
             fresh.add((path, row["case"]))
-            results[path]["cases"][row["case"]] = {key: row[key] for key in ("command", "date", "versions")} | {"variants": {}}
+            about = {key: row[key] for key in ("command", "date", "versions")}
+            results[path]["cases"][row["case"]] = about | {"variants": {}}
         kept = {key: rounded(row[key]) for key in KEPT if key in row}
         results[path]["cases"][row["case"]]["variants"][row["variant"]] = kept
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,12 +109,13 @@ def tables(folder: Path) -> str:
         "Median time · speed against the fastest eager stock variant · share of the floor, which is measured in the same run · "
         "for penalties also the flops in forward passes F of the critic, and the peak memory of the call."
     )
-    measured = [
-        f"{result['machine']}: {case['date']}, torch {case['versions']['torch']}"
-        for result in results
-        for case in list(result["cases"].values())[-1:]
-    ]
-    return "\n".join([legend, *lines, "", "Measured on " + "; ".join(measured) + "."] if measured else ["not measured yet"])
+    if not results:
+        return "Not measured yet."
+    measured = []
+    for result in results:
+        case = list(result["cases"].values())[-1]
+        measured.append(f"{result['machine']}: {case['date']}, torch {case['versions']['torch']}")
+    return "\n".join([legend, *lines, "", f"Measured on {'; '.join(measured)}."])
 
 
 def shortfalls(rows: list[dict]) -> list[str]:
@@ -124,15 +126,16 @@ def shortfalls(rows: list[dict]) -> list[str]:
             continue
         goals = {peer: 1.0 for peer in row["speedup"] if peer.startswith("stock")} | row["goals"]
         for peer, goal in goals.items():
-            if row["speedup"][peer] < goal:
-                found.append(f"{row['case']}: {row['speedup'][peer]:.2f} times as fast as {peer}, the goal is {goal:.2f}")
+            speedup = row["speedup"][peer]
+            if speedup < goal:
+                found.append(f"{row['case']}: {speedup:.2f} times as fast as {peer}, the goal is {goal:.2f}")
     return found
 
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="JSON of pytest-benchmark, or a .jsonl of --rows")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="of --benchmark-json or --rows")
     parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the results files")
     parser.add_argument("--readme", type=Path, default=HERE.parent / "README.md")
     parser.add_argument("--check", action="store_true")

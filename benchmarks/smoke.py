@@ -1,6 +1,6 @@
 """Every kernel once, forward and backward, on small odd inputs: a program short enough for compute-sanitizer.
 
-    compute-sanitizer --tool memcheck python -m benchmarks.smoke
+compute-sanitizer --tool memcheck python -m benchmarks.smoke
 """
 
 import torch

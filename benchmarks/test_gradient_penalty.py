@@ -120,15 +120,17 @@ def prepare(make_critic, shape, layout, device, ours, stock, compiled=False, goa
         return grads
 
     def check():
+        # stock and we may take different kernels, only one of which multiplies in TF32
+        rounding = 2**-10 if device == "cuda" and torch.backends.cudnn.allow_tf32 else None
         double = copy.deepcopy(critic).double()
         value = stock(double, *(t.double() for t in inputs[0]))
         exact = torch.autograd.grad(value, list(double.parameters()), allow_unused=True, materialize_grads=True)
         of_stock = results(variants["stock"])
         for name in variants:
             if name.startswith("gankernels"):
-                assert_accurate(results(variants[name]), of_stock, exact, f"gradient of the penalty, {name}")
+                assert_accurate(results(variants[name]), of_stock, exact, f"gradient, {name}", rounding)
         values = [[penalty(critic, *inputs[0]).detach()] for penalty in (ours, stock)]
-        assert_accurate(*values, [value.detach()], "penalty")
+        assert_accurate(*values, [value.detach()], "penalty", rounding)
 
     variants = {
         "gankernels": step(ours),

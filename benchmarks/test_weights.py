@@ -30,9 +30,13 @@ def clamp_foreach(weights, c):
     torch._foreach_clamp_max_(weights, c)
 
 
-@case("gankernels", "stock_loop", "stock_foreach", "floor", sizes=["200_small", "40_large"], values=["in_range", "some_out"])
+SIZES = {"200_small": SMALL, "40_large": LARGE}
+VALUES = ("in_range", "some_out")
+
+
+@case("gankernels", "stock_loop", "stock_foreach", "floor", sizes=SIZES, values=VALUES)
 def test_clip_weights(device, sizes, values):
-    counts = SMALL if sizes == "200_small" else LARGE
+    counts = SIZES[sizes]
 
     def make():
         """In range, or one in a hundred out of it."""
