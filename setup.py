@@ -73,7 +73,8 @@ def build():
 
     debug = os.environ.get("DEBUG") == "1"
     cxx = ["-std=c++20", "-fvisibility=hidden", "-Wall"] + (["-O0", "-g"] if debug else ["-O3"])
-    cxx += ["-fno-math-errno", "-fno-trapping-math"]  # else no loop with a sqrt or a comparison is vectorised; values are the same
+    # without these no loop with a square root or a comparison is vectorised; values are the same
+    cxx += ["-fno-math-errno", "-fno-trapping-math"]
     stable = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
     headers = sources("csrc/**/*.h", "csrc/**/*.cuh")
     kernels = dict(name="gankernels._C", depends=headers, py_limited_api=True)

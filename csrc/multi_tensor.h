@@ -83,9 +83,9 @@ class FlatMemory {
   std::deque<Copy> copies_;
 };
 
-// body(tensor, begin, end) for every chunk of every tensor. Threads get equal shares of the elements of all tensors together,
-// and whole chunks: two hundred tiny tensors are one pass, a large one is split, and results do not depend on the split.
-// `grain` elements are worth a thread.
+// body(tensor, begin, end) for every chunk of every tensor. Threads get equal shares of the elements of all tensors
+// together, and whole chunks: two hundred tiny tensors are one pass, a large one is split, and results do not depend on
+// the split. `grain` elements are worth a thread.
 template <class Body>
 void for_each_tensor_chunk(const std::vector<int64_t>& numels, int64_t grain, const Body& body) {
   std::vector<int64_t> starts(numels.size() + 1, 0);

@@ -1,5 +1,5 @@
-// w <- clip(w, -c, c) for a list of tensors. A block is written only when something in it is out of range, so that with all
-// in range the pass is one read of the bytes.
+// w <- clip(w, -c, c) for a list of tensors. A block is written only when something in it is out of range, so that with
+// all in range the pass is one read of the bytes.
 //
 // Works on the bits: of two floats of one sign the larger has the larger bits, and NaNs are larger than infinity. Hence
 // "c < |w| <= inf" is one unsigned comparison, NaN stays, and bfloat16 and float16 need no conversion.
