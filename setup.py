@@ -83,6 +83,8 @@ def build():
         if not torch.cuda.is_available():
             os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCH_LIST)
         compile_args["nvcc"] = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-DUSE_CUDA", *stable] + (["-G"] if debug else [])
+        # PyTorch's build helper takes away the conversions of float16 and bfloat16 that the kernels are written with
+        compile_args["nvcc"] += ["-U__CUDA_NO_HALF_CONVERSIONS__", "-U__CUDA_NO_BFLOAT16_CONVERSIONS__"]
         extension = cpp_extension.CUDAExtension
         kernels["sources"] = sources("csrc/*.cpp", "csrc/cpu/*.cpp", "csrc/cuda/*.cu")
     else:
