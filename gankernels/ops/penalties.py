@@ -66,7 +66,7 @@ def _input_gradient(op, critic, x, critic_args, critic_kwargs, output) -> torch.
     if not torch.is_grad_enabled():
         raise RuntimeError(f"gankernels.{op}: gradients must be enabled, and this runs under torch.no_grad().")
     if not x.requires_grad:
-        x.requires_grad_()
+        x = torch.ops.gankernels.leaf(x)
     with fast_double_backward():
         outputs = critic(x, *critic_args, **(critic_kwargs or {}))
     score = _score(op, outputs, output)
