@@ -15,7 +15,7 @@ def run_spec(spec, device):
     inputs = spec.inputs(spec.shapes["odd"], torch.float32, device)
     inputs = [t.requires_grad_() if i in spec.differentiable else t for i, t in enumerate(inputs)]
     outputs = spec.op(*inputs)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    outputs = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
     loss = sum(outputs[i].square().sum() for i in spec.outputs)
     if loss.requires_grad:
         torch.autograd.grad(loss, [inputs[i] for i in spec.differentiable])
