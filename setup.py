@@ -73,7 +73,8 @@ def build():
 
     debug = os.environ.get("DEBUG") == "1"
     cxx = ["-std=c++20", "-fvisibility=hidden", "-Wall"] + (["-O0", "-g"] if debug else ["-O3"])
-    cxx += ["-fno-math-errno", "-fno-trapping-math"]  # else no loop with a sqrt or a comparison is vectorised; values are the same
+    # without these no loop with a square root or a comparison is vectorised; values are the same
+    cxx += ["-fno-math-errno", "-fno-trapping-math"]
     stable = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
     headers = sources("csrc/**/*.h", "csrc/**/*.cuh")
     kernels = dict(name="gankernels._C", depends=headers, py_limited_api=True)
@@ -82,6 +83,8 @@ def build():
         if not torch.cuda.is_available():
             os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCH_LIST)
         compile_args["nvcc"] = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-DUSE_CUDA", *stable] + (["-G"] if debug else [])
+        # PyTorch's build helper takes away the conversions of float16 and bfloat16 that the kernels are written with
+        compile_args["nvcc"] += ["-U__CUDA_NO_HALF_CONVERSIONS__", "-U__CUDA_NO_BFLOAT16_CONVERSIONS__"]
         extension = cpp_extension.CUDAExtension
         kernels["sources"] = sources("csrc/*.cpp", "csrc/cpu/*.cpp", "csrc/cuda/*.cu")
     else:

@@ -2,7 +2,8 @@
 #pragma once
 
 #include <array>
-#include <utility>
+#include <deque>
+#include <optional>
 
 #include "common.h"
 
@@ -52,40 +53,39 @@ inline bool same_memory_order(const Tensor& a, const Tensor& b) {
 // returns the copies of what was updated.
 class FlatMemory {
  public:
-  Tensor weight(const Tensor& t) {
+  const Tensor& weight(const Tensor& t) {
     if (t.is_contiguous() || is_dense(t)) return t;
-    return remember(t, contiguous(t));
+    return keep(contiguous(t), &t);
   }
 
-  Tensor beside(const Tensor& weight, const Tensor& t, bool updated) {
+  const Tensor& beside(const Tensor& weight, const Tensor& t, bool updated) {
     if (same_memory_order(weight, t)) return t;
     Tensor copy = torch::stable::empty_like(weight);
-    torch::stable::copy_(copy, t);
-    return updated ? remember(t, copy) : keep(copy);
+    return keep(torch::stable::copy_(copy, t), updated ? &t : nullptr);
   }
 
   void write_back() {
-    for (auto& [original, copy] : updated_) torch::stable::copy_(original, copy);
+    for (Copy& copy : copies_) {
+      if (copy.original) torch::stable::copy_(*copy.original, copy.memory);
+    }
   }
 
  private:
-  Tensor remember(const Tensor& original, const Tensor& copy) {
-    updated_.emplace_back(original, copy);
-    return copy;
+  struct Copy {
+    Tensor memory;
+    std::optional<Tensor> original;
+  };
+
+  const Tensor& keep(const Tensor& memory, const Tensor* original) {
+    return copies_.emplace_back(Copy{memory, original ? std::optional<Tensor>(*original) : std::nullopt}).memory;
   }
 
-  Tensor keep(const Tensor& copy) {
-    read_.push_back(copy);
-    return copy;
-  }
-
-  std::vector<std::pair<Tensor, Tensor>> updated_;
-  TensorList read_;  // alive until the pass is over
+  std::deque<Copy> copies_;
 };
 
-// body(tensor, begin, end) for every chunk of every tensor. Threads get equal shares of the elements of all tensors together,
-// and whole chunks: two hundred tiny tensors are one pass, a large one is split, and results do not depend on the split.
-// `grain` elements are worth a thread.
+// body(tensor, begin, end) for every chunk of every tensor. Threads get equal shares of the elements of all tensors
+// together, and whole chunks: two hundred tiny tensors are one pass, a large one is split, and results do not depend on
+// the split. `grain` elements are worth a thread.
 template <class Body>
 void for_each_tensor_chunk(const std::vector<int64_t>& numels, int64_t grain, const Body& body) {
   std::vector<int64_t> starts(numels.size() + 1, 0);

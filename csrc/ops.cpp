@@ -28,11 +28,11 @@ STABLE_TORCH_LIBRARY(gankernels, m) {
   m.def("clip_weights_(Tensor(a!)[] weights, float c) -> ()");
   m.def(
       "rmsprop_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] square_avgs, Tensor(c!)[] momentum_buffers,"
-      " Tensor(d!)[] grad_avgs, Tensor(e!)[] steps, Tensor(f!)[] ema, *, float lr, Tensor? lr_tensor, float alpha, float eps,"
-      " float weight_decay, float momentum, bool maximize, float? clip, float ema_decay) -> ()");
+      " Tensor(d!)[] grad_avgs, Tensor(e!)[] steps, Tensor(f!)[] ema, *, float lr, Tensor? lr_tensor, float alpha,"
+      " float eps, float weight_decay, float momentum, bool maximize, float? clip, float ema_decay) -> ()");
   m.def(
       "adam_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
-      " Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, Tensor(f!)[] ema, *, float lr, Tensor? lr_tensor, float beta1,"
-      " float beta2, float eps, float weight_decay, bool decoupled_weight_decay, bool maximize, float? clip,"
+      " Tensor(d!)[] max_exp_avg_sqs, Tensor(e!)[] steps, Tensor(f!)[] ema, *, float lr, Tensor? lr_tensor,"
+      " float beta1, float beta2, float eps, float weight_decay, bool decoupled_weight_decay, bool maximize, float? clip,"
       " float ema_decay) -> ()");
 }

@@ -9,7 +9,8 @@
 
 namespace gankernels {
 
-// One row per weight; column 0 is the weight, 1 the gradient, 2 to 4 the state, 5 the moving average. Absent ones are null.
+// One row per weight; column 0 is the weight, 1 the gradient, 2 to 4 the state, 5 the moving average. Absent ones are
+// null.
 constexpr int kOptimizerColumns = 6;
 
 struct OptimizerRow {
@@ -35,12 +36,12 @@ class OptimizerRows {
 
   void add(int column, const char* name, const TensorList& list, Kind kind) {
     if (kind == updated_if_given && list.empty()) return;
-    GK_CHECK(list.size() == weights_.size(), op_, ": ", name, " must hold one tensor per weight, ", weights_.size(), ", got ",
-             list.size());
+    GK_CHECK(list.size() == weights_.size(), op_, ": ", name, " must hold one tensor per weight, ", weights_.size(),
+             ", got ", list.size());
     for (size_t i = 0; i < list.size(); ++i) {
       check_same_shape(op_, name, list[i], "its weight", weights_[i]);
       GK_CHECK(same_device(list[i], weights_[i]), op_, ": ", name, "[", i, "] must be on the device of its weight");
-      const Tensor t = memory_.beside(flat_[i], list[i], kind != read);
+      const Tensor& t = memory_.beside(flat_[i], list[i], kind != read);
       rows[i].pointers[column] = kind == read ? const_cast<void*>(t.const_data_ptr()) : t.mutable_data_ptr();
     }
   }
@@ -57,8 +58,9 @@ class OptimizerRows {
 };
 
 inline void check_number(const char* op, const char* name, double value, double minimum, double maximum) {
-  GK_CHECK(value >= minimum && value <= maximum && std::isfinite(value), op, ": ", name, " must be a finite number >= ", minimum,
-           maximum < kNoClip ? " and <= " : "", maximum < kNoClip ? std::to_string(maximum) : "", ", got ", value);
+  GK_CHECK(value >= minimum && value <= maximum && std::isfinite(value), op, ": ", name,
+           " must be a finite number >= ", minimum, maximum < kNoClip ? " and <= " : "",
+           maximum < kNoClip ? std::to_string(maximum) : "", ", got ", value);
 }
 
 inline double check_clip(const char* op, std::optional<double> clip) {
@@ -70,7 +72,8 @@ inline double check_clip(const char* op, std::optional<double> clip) {
 inline void check_lr_tensor(const char* op, const std::optional<Tensor>& lr) {
   if (!lr) return;
   GK_CHECK(lr->numel() == 1 && (lr->scalar_type() == ScalarType::Float || lr->scalar_type() == ScalarType::Double), op,
-           ": lr_tensor must be one float32 or float64 number, got ", dtype_text(*lr), " of shape ", shape_text(lr->sizes()));
+           ": lr_tensor must be one float32 or float64 number, got ", dtype_text(*lr), " of shape ",
+           shape_text(lr->sizes()));
 }
 
 // The value of a one-element float32 or float64 tensor on the CPU.
@@ -80,13 +83,14 @@ inline double host_value(const Tensor& t) {
 
 // Steps live on the CPU (the host computes the bias corrections) or, capturable, on the weights' device.
 inline bool check_steps(const char* op, const TensorList& weights, const TensorList& steps) {
-  GK_CHECK(steps.size() == weights.size(), op, ": steps must hold one tensor per weight, ", weights.size(), ", got ", steps.size());
+  GK_CHECK(steps.size() == weights.size(), op, ": steps must hold one tensor per weight, ", weights.size(), ", got ",
+           steps.size());
   const bool on_host = steps.empty() || steps[0].is_cpu();
   for (size_t i = 0; i < steps.size(); ++i) {
     const Tensor& step = steps[i];
     const bool is_double = step.scalar_type() == ScalarType::Double;
-    GK_CHECK(step.numel() == 1 && (step.scalar_type() == ScalarType::Float || (is_double && on_host)), op, ": steps[", i,
-             "] must be one float32 number, got ", dtype_text(step), " of shape ", shape_text(step.sizes()));
+    GK_CHECK(step.numel() == 1 && (step.scalar_type() == ScalarType::Float || (is_double && on_host)), op, ": steps[",
+             i, "] must be one float32 number, got ", dtype_text(step), " of shape ", shape_text(step.sizes()));
     GK_CHECK(step.is_cpu() == on_host && (on_host || same_device(step, weights[i])), op,
              ": steps must all be on the CPU or all on the device of the weights");
   }
@@ -106,8 +110,8 @@ inline std::vector<double> increment_host_steps(const TensorList& steps) {
   return values;
 }
 
-inline RMSpropStep<double> rmsprop_step(const char* op, double lr, double alpha, double eps, double weight_decay, double momentum,
-                                        bool maximize, std::optional<double> clip, double ema_decay) {
+inline RMSpropStep<double> rmsprop_step(const char* op, double lr, double alpha, double eps, double weight_decay,
+                                        double momentum, bool maximize, std::optional<double> clip, double ema_decay) {
   check_number(op, "lr", lr, 0, kNoClip);
   check_number(op, "alpha", alpha, 0, 1);
   check_number(op, "eps", eps, 0, kNoClip);
@@ -125,8 +129,9 @@ inline RMSpropStep<double> rmsprop_step(const char* op, double lr, double alpha,
           .ema_weight = 1 - ema_decay};
 }
 
-inline AdamStep<double> adam_step(const char* op, double lr, double beta1, double beta2, double eps, double weight_decay,
-                                  bool decoupled_weight_decay, bool maximize, std::optional<double> clip, double ema_decay) {
+inline AdamStep<double> adam_step(const char* op, double lr, double beta1, double beta2, double eps,
+                                  double weight_decay, bool decoupled_weight_decay, bool maximize,
+                                  std::optional<double> clip, double ema_decay) {
   check_number(op, "lr", lr, 0, kNoClip);
   check_number(op, "beta1", beta1, 0, 1);
   check_number(op, "beta2", beta2, 0, 1);

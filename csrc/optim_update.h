@@ -1,5 +1,5 @@
-// The optimisers' formulas for one element, shared by the CPU loops and the CUDA kernels. They are torch.optim's, followed by
-// the clip of the updated weight; what a step needs besides tensors is in the two structs below.
+// The optimisers' formulas for one element, shared by the CPU loops and the CUDA kernels. They are torch.optim's,
+// followed by the clip of the updated weight; what a step needs besides tensors is in the two structs below.
 #pragma once
 
 #include <cmath>
@@ -8,7 +8,8 @@
 #if defined(__CUDACC__)
 #define GK_UPDATE __host__ __device__ __forceinline__
 #else
-#define GK_UPDATE inline __attribute__((always_inline))  // the loops' instruction set reaches only what is inlined in them
+#define GK_UPDATE \
+  inline __attribute__((always_inline))  // the loops' instruction set reaches only what is inlined in them
 #endif
 
 namespace gankernels {
@@ -32,9 +33,18 @@ struct AdamStep {
 
   template <class B>
   AdamStep<B> as() const {
-    return {B(lr),           B(one_minus_beta1), B(beta2), B(one_minus_beta2), B(eps),
-            B(weight_decay), B(sign),            B(clip),  B(ema_weight),      B(bias_correction1),
-            B(bias_correction2_sqrt), decoupled_weight_decay};
+    return {B(lr),
+            B(one_minus_beta1),
+            B(beta2),
+            B(one_minus_beta2),
+            B(eps),
+            B(weight_decay),
+            B(sign),
+            B(clip),
+            B(ema_weight),
+            B(bias_correction1),
+            B(bias_correction2_sqrt),
+            decoupled_weight_decay};
   }
 };
 
@@ -54,8 +64,8 @@ GK_UPDATE A lerp(A start, A end, A weight) {
 }
 
 template <class A>
-GK_UPDATE void rmsprop_update(const RMSpropStep<A>& s, bool with_momentum, bool centered, A grad, A& weight, A& square_avg,
-                              A& momentum_buffer, A& grad_avg) {
+GK_UPDATE void rmsprop_update(const RMSpropStep<A>& s, bool with_momentum, bool centered, A grad, A& weight,
+                              A& square_avg, A& momentum_buffer, A& grad_avg) {
   A g = s.sign * grad;
   g = s.weight_decay != A(0) ? g + s.weight_decay * weight : g;
   square_avg = s.alpha * square_avg + s.one_minus_alpha * (g * g);

@@ -21,6 +21,14 @@ class Op:
     cpu: str
     cuda: str
 
+    @property
+    def orders(self) -> str:
+        """To which order it differentiates: `x_bwd` serves the derivative of `x`; stock ops or an op of the chain, any further."""
+        order, op = 0, self
+        while op is not None and op.differentiable:
+            order, op = order + 1, OPS.get(f"{op.name}_bwd")
+        return "any" if op is None else str(order) if order else "-"
+
 
 OPS: dict[str, Op] = {}
 
@@ -38,10 +46,21 @@ def load_library() -> None:
         try:
             torch.ops.load_library(found[0])
         except OSError as error:
-            raise ImportError(
-                f"gankernels: {found[0].name} does not load with PyTorch {torch.__version__}; it was built for another "
-                f"one: reinstall gankernels. ({error})"
-            ) from error
+            raise ImportError(_WRONG_TORCH.format(file=found[0].name, why=error)) from error
+    built_for = torch.ops.gankernels.autograd_built_for()
+    if _release(built_for) != _release(torch.__version__):
+        raise ImportError(_WRONG_TORCH.format(file=found[0].name, why=f"it was built for {built_for}"))
+
+
+_WRONG_TORCH = (
+    f"gankernels: {{file}} does not fit PyTorch {torch.__version__}; reinstall gankernels, which builds it for the PyTorch that is "
+    "installed ({why})."
+)
+
+
+def _release(version: str) -> list[str]:
+    """Binaries fit within one minor release."""
+    return version.split("+")[0].split(".")[:2]
 
 
 def _refuse_derivative(name: str):
@@ -72,5 +91,5 @@ def register(name: str, *, fake, backward=None, setup_context=None, cuda=None, m
         name,
         differentiable=backward is not None,
         cpu="C++",
-        cuda="Triton" if cuda is not None else "CUDA C++" if has_cuda else "not built",
+        cuda="Triton" if cuda is not None else "CUDA C++" if has_cuda else "CUDA C++, not built",
     )

@@ -27,7 +27,9 @@ class _FusedOptimizer(Optimizer):
         name = self._name
         if isinstance(defaults["lr"], torch.Tensor):
             if defaults["lr"].numel() != 1 or defaults["lr"].dtype not in (torch.float32, torch.float64):
-                raise ValueError(f"gankernels.{name}: lr must be a number or one float32 or float64 number in a tensor.")
+                raise ValueError(
+                    f"gankernels.{name}: lr must be a number or one float32 or float64 number in a tensor."
+                )
         else:
             check_number(name, "lr", defaults["lr"], 0)
         for key in ("eps", "weight_decay"):
@@ -45,7 +47,9 @@ class _FusedOptimizer(Optimizer):
         params = [p for group in self.param_groups for p in group["params"]]
         check_weights(name, "ema", ema)
         if len(ema) != len(params):
-            raise ValueError(f"gankernels.{name}: ema must hold one tensor per parameter, {len(params)}, got {len(ema)}.")
+            raise ValueError(
+                f"gankernels.{name}: ema must hold one tensor per parameter, {len(params)}, got {len(ema)}."
+            )
         for i, (average, p) in enumerate(zip(ema, params)):
             if (average.shape, average.dtype, average.device) != (p.shape, p.dtype, p.device):
                 raise ValueError(
@@ -91,7 +95,9 @@ class _FusedOptimizer(Optimizer):
                 idle.append(p)
                 continue
             if grad.is_sparse:
-                raise TypeError(f"gankernels.{self._name}: gradients must be dense, got a sparse one of shape {tuple(p.shape)}.")
+                raise TypeError(
+                    f"gankernels.{self._name}: gradients must be dense, got a sparse one of shape {tuple(p.shape)}."
+                )
             weights.append(p)
             grads.append(grad)
         return weights, grads, idle
@@ -104,7 +110,7 @@ class _FusedOptimizer(Optimizer):
 
     @_use_grad_for_differentiable
     def step(self, closure=None):
-        """Updates the parameters, then clips them, then moves their averages; returns the closure's loss, if there is one."""
+        """Updates the parameters, clips them, moves their averages; returns the closure's loss, if there is one."""
         self._accelerator_graph_capture_health_check()
         loss = None
         if closure is not None:
@@ -164,8 +170,8 @@ class RMSprop(_FusedOptimizer):
 
     Args:
         params: parameters or groups; floating dtypes, dense gradients.
-        lr, alpha, eps, weight_decay, momentum, centered, maximize: as torch.optim.RMSprop's. lr may be a tensor; on the device
-            of the parameters it is read there, so that a captured CUDA graph follows its changes.
+        lr, alpha, eps, weight_decay, momentum, centered, maximize: as torch.optim.RMSprop's. lr may be a tensor; on the
+            device of the parameters it is read there, so that a captured CUDA graph follows its changes.
         clip: finite, > 0, or None. A group may have its own.
         ema: tensors parallel to the parameters (G_ema.parameters()), updated in place, not part of the state dict.
         ema_decay: in [0, 1].
@@ -198,8 +204,9 @@ class RMSprop(_FusedOptimizer):
         _check_fraction(self._name, "alpha", alpha)
         check_number(self._name, "momentum", momentum, 0)
         defaults = dict(
-            lr=lr, momentum=momentum, alpha=alpha, eps=eps, centered=centered, weight_decay=weight_decay, maximize=maximize,
-            capturable=capturable, foreach=None, differentiable=False, clip=clip, ema_decay=ema_decay,
+            lr=lr, momentum=momentum, alpha=alpha, eps=eps, centered=centered, weight_decay=weight_decay,
+            maximize=maximize, capturable=capturable, foreach=None, differentiable=False, clip=clip,
+            ema_decay=ema_decay,
         )  # fmt: skip
         super().__init__(params, defaults, ema)
 
@@ -227,23 +234,24 @@ class Adam(_FusedOptimizer):
     """Adam (AdamW with decoupled_weight_decay), optional clip, optional moving average, in one pass over memory.
 
     g <- grad (-grad with maximize) + weight_decay w           (decoupled: w <- (1 - lr weight_decay) w instead)
-    m <- beta1 m + (1 - beta1) g,   v <- beta2 v + (1 - beta2) g^2   (amsgrad: the largest v so far takes v's place below)
+    m <- beta1 m + (1 - beta1) g,   v <- beta2 v + (1 - beta2) g^2   (amsgrad: below, the largest v so far)
     w <- w - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
     w <- min(max(w, -clip), clip)
     ema <- ema_decay ema + (1 - ema_decay) w
 
     Args:
         params: parameters or groups; floating dtypes, dense gradients.
-        lr, betas, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay: as torch.optim.Adam's. lr may be a tensor; on the
-            device of the parameters it is read there, so that a captured CUDA graph follows its changes.
+        lr, betas, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay: as torch.optim.Adam's. lr may be a
+            tensor; on the device of the parameters it is read there, so that a captured CUDA graph follows its changes.
         clip: finite, > 0, or None. A group may have its own.
         ema: tensors parallel to the parameters (G_ema.parameters()), updated in place, not part of the state dict.
         ema_decay: in [0, 1].
         capturable: keep the step counts on the device, so that step() can be captured in a CUDA graph.
 
-    Parameters without a gradient are not updated, but are clipped and averaged. State dicts interchange with torch.optim.Adam's.
+    Parameters without a gradient are not updated, but are clipped and averaged. State dicts interchange with
+    torch.optim.Adam's.
 
-    Source: Kingma and Ba 2015, "Adam"; Reddi et al. 2018 (amsgrad); Loshchilov and Hutter 2019 (decoupled weight decay).
+    Source: Kingma and Ba 2015, "Adam"; Reddi et al. 2018 (amsgrad); Loshchilov and Hutter 2019 (decoupled decay).
     """
 
     _name = "optim.Adam"
@@ -267,9 +275,9 @@ class Adam(_FusedOptimizer):
         for i in range(2):
             _check_fraction(self._name, f"betas[{i}]", betas[i], below_one=True)
         defaults = dict(
-            lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, amsgrad=amsgrad, maximize=maximize, foreach=None,
-            capturable=capturable, differentiable=False, fused=None, decoupled_weight_decay=decoupled_weight_decay, clip=clip,
-            ema_decay=ema_decay,
+            lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, amsgrad=amsgrad,
+            maximize=maximize, foreach=None, capturable=capturable, differentiable=False, fused=None,
+            decoupled_weight_decay=decoupled_weight_decay, clip=clip, ema_decay=ema_decay,
         )  # fmt: skip
         super().__init__(params, defaults, ema)
 

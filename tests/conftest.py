@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 
@@ -10,8 +12,12 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def seeded():
+def alone():
+    """Every test starts from the same seed and without what others compiled."""
     torch.manual_seed(0)
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

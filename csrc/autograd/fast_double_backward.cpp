@@ -132,8 +132,9 @@ struct ProductInput : Function<ProductInput<P>> {
     if (ctx->needs_input_grad(0)) gg = Product<P>::apply(v, w, std::nullopt, product);
     if (ctx->needs_input_grad(1) && weight_gradients_disabled.load(std::memory_order_relaxed) == 0)
       gw = ProductWeight<P>::apply(g, v, w.detach(), product);
-    // The bias does not enter. Zero rather than absent: optimisers and data-parallel reducers count on a .grad, as from stock.
-    if (b.defined() && ctx->needs_input_grad(2)) gb = at::zeros_like(b);
+    // The bias does not enter. Zero rather than absent where stock has zeros, below another layer: optimisers and
+    // data-parallel reducers count on that .grad.
+    if (b.defined() && ctx->needs_input_grad(2) && ctx->needs_input_grad(0)) gb = at::zeros_like(b);
     return {gg, gw, gb, Tensor(), Tensor()};
   }
 };
@@ -398,6 +399,9 @@ Tensor adaptive_avg_pool2d(const Tensor& x, IntArrayRef size) { return local<Ada
 Tensor reflection_pad(const Tensor& x, IntArrayRef padding) { return local<ReflectionPad>(x, padding); }
 Tensor replication_pad(const Tensor& x, IntArrayRef padding) { return local<ReplicationPad>(x, padding); }
 
+// A leaf that shares x's memory. torch.compile traces this where it would not trace x.requires_grad_().
+Tensor leaf(const Tensor& x) { return x.detach().requires_grad_(); }
+
 // Process-wide, since autograd runs a GPU's backward on threads of its own.
 void disable_weight_gradients(int64_t change) { weight_gradients_disabled += int(change); }
 
@@ -424,6 +428,7 @@ TORCH_LIBRARY_FRAGMENT(gankernels, m) {
   m.def("fast_adaptive_avg_pool2d(Tensor input, int[] size) -> Tensor", adaptive_avg_pool2d);
   m.def("fast_reflection_pad(Tensor input, int[] padding) -> Tensor", reflection_pad);
   m.def("fast_replication_pad(Tensor input, int[] padding) -> Tensor", replication_pad);
+  m.def("leaf(Tensor(a) input) -> Tensor(a)", leaf);
   m.def("disable_weight_gradients(int change) -> ()", disable_weight_gradients);
   m.def("autograd_built_for() -> str", []() { return std::string(GANKERNELS_BUILT_FOR); });
 }

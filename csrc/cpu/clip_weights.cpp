@@ -1,5 +1,5 @@
-// w <- clip(w, -c, c) for a list of tensors. A block is written only when something in it is out of range, so that with all
-// in range the pass is one read of the bytes.
+// w <- clip(w, -c, c) for a list of tensors. A block is written only when something in it is out of range, so that with
+// all in range the pass is one read of the bytes.
 //
 // Works on the bits: of two floats of one sign the larger has the larger bits, and NaNs are larger than infinity. Hence
 // "c < |w| <= inf" is one unsigned comparison, NaN stays, and bfloat16 and float16 need no conversion.
@@ -40,14 +40,14 @@ void clip_as_bits(void* weights, int64_t begin, int64_t end, double c) {
   clip_chunk<U>(static_cast<U*>(weights) + begin, end - begin, bound, infinity);
 }
 
-void clip_weights_(TensorList weights, double c) {
+void clip_weights_(const TensorList& weights, double c) {
   const char* op = "clip_weights_";
   GK_CHECK(std::isfinite(c) && c > 0, op, ": c must be a finite number > 0, got ", c);
   check_weights(op, weights);
   FlatMemory memory;
   std::vector<void*> data(weights.size());
-  std::vector<int64_t> numels(weights.size());
   std::vector<ScalarType> dtypes(weights.size());
+  std::vector<int64_t> numels(weights.size());
   for (size_t i = 0; i < weights.size(); ++i) {
     data[i] = memory.weight(weights[i]).mutable_data_ptr();
     numels[i] = weights[i].numel();

@@ -9,8 +9,8 @@ constexpr int64_t kGrain = 1 << 16;  // some 50 us at the rate of one core
 
 template <class T, bool kMomentum, bool kCentered, bool kEma>
 GK_MULTIVERSION void rmsprop_chunk(T* __restrict__ weights, const T* __restrict__ grads, T* __restrict__ square_avgs,
-                                   T* __restrict__ momentum_buffers, T* __restrict__ grad_avgs, T* __restrict__ ema, int64_t n,
-                                   const RMSpropStep<accumulate_t<T>> step) {
+                                   T* __restrict__ momentum_buffers, T* __restrict__ grad_avgs, T* __restrict__ ema,
+                                   int64_t n, const RMSpropStep<accumulate_t<T>> step) {
   using A = accumulate_t<T>;
   for (int64_t i = 0; i < n; ++i) {
     A weight = A(weights[i]), square_avg = A(square_avgs[i]), momentum_buffer = 0, grad_avg = 0;
@@ -28,8 +28,8 @@ GK_MULTIVERSION void rmsprop_chunk(T* __restrict__ weights, const T* __restrict_
 
 template <class T, bool kAmsgrad, bool kEma>
 GK_MULTIVERSION void adam_chunk(T* __restrict__ weights, const T* __restrict__ grads, T* __restrict__ exp_avgs,
-                                T* __restrict__ exp_avg_sqs, T* __restrict__ max_exp_avg_sqs, T* __restrict__ ema, int64_t n,
-                                const AdamStep<accumulate_t<T>> step) {
+                                T* __restrict__ exp_avg_sqs, T* __restrict__ max_exp_avg_sqs, T* __restrict__ ema,
+                                int64_t n, const AdamStep<accumulate_t<T>> step) {
   using A = accumulate_t<T>;
   for (int64_t i = 0; i < n; ++i) {
     A weight = A(weights[i]), exp_avg = A(exp_avgs[i]), exp_avg_sq = A(exp_avg_sqs[i]), max_exp_avg_sq = 0;
@@ -78,8 +78,9 @@ double host_lr(const char* op, double lr, const std::optional<Tensor>& lr_tensor
   return host_value(*lr_tensor);
 }
 
-void rmsprop_(TensorList weights, TensorList grads, TensorList square_avgs, TensorList momentum_buffers, TensorList grad_avgs,
-              TensorList steps, TensorList ema, double lr, std::optional<Tensor> lr_tensor, double alpha, double eps,
+void rmsprop_(const TensorList& weights, const TensorList& grads, const TensorList& square_avgs,
+              const TensorList& momentum_buffers, const TensorList& grad_avgs, const TensorList& steps,
+              const TensorList& ema, double lr, std::optional<Tensor> lr_tensor, double alpha, double eps,
               double weight_decay, double momentum, bool maximize, std::optional<double> clip, double ema_decay) {
   const char* op = "rmsprop_";
   OptimizerRows table(op, weights);
@@ -89,8 +90,8 @@ void rmsprop_(TensorList weights, TensorList grads, TensorList square_avgs, Tens
   table.add(4, "grad_avgs", grad_avgs, OptimizerRows::updated_if_given);
   table.add(5, "ema", ema, OptimizerRows::updated_if_given);
   check_steps(op, weights, steps);
-  const RMSpropStep<double> step = rmsprop_step(op, host_lr(op, lr, lr_tensor), alpha, eps, weight_decay, momentum, maximize,
-                                                clip, ema_decay);
+  const RMSpropStep<double> step =
+      rmsprop_step(op, host_lr(op, lr, lr_tensor), alpha, eps, weight_decay, momentum, maximize, clip, ema_decay);
   increment_host_steps(steps);
   for_each_row_chunk(op, table.rows, [&]<class T>(size_t, const std::array<T*, kOptimizerColumns>& c, int64_t n) {
     const auto chunk = [&]<bool kMomentum, bool kCentered, bool kEma>() {
@@ -101,9 +102,11 @@ void rmsprop_(TensorList weights, TensorList grads, TensorList square_avgs, Tens
   table.write_back();
 }
 
-void adam_(TensorList weights, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs, TensorList max_exp_avg_sqs,
-           TensorList steps, TensorList ema, double lr, std::optional<Tensor> lr_tensor, double beta1, double beta2, double eps,
-           double weight_decay, bool decoupled_weight_decay, bool maximize, std::optional<double> clip, double ema_decay) {
+void adam_(const TensorList& weights, const TensorList& grads, const TensorList& exp_avgs,
+           const TensorList& exp_avg_sqs, const TensorList& max_exp_avg_sqs, const TensorList& steps,
+           const TensorList& ema, double lr, std::optional<Tensor> lr_tensor, double beta1, double beta2, double eps,
+           double weight_decay, bool decoupled_weight_decay, bool maximize, std::optional<double> clip,
+           double ema_decay) {
   const char* op = "adam_";
   OptimizerRows table(op, weights);
   table.add(1, "grads", grads, OptimizerRows::read);
@@ -112,8 +115,8 @@ void adam_(TensorList weights, TensorList grads, TensorList exp_avgs, TensorList
   table.add(4, "max_exp_avg_sqs", max_exp_avg_sqs, OptimizerRows::updated_if_given);
   table.add(5, "ema", ema, OptimizerRows::updated_if_given);
   check_steps(op, weights, steps);
-  const AdamStep<double> step = adam_step(op, host_lr(op, lr, lr_tensor), beta1, beta2, eps, weight_decay, decoupled_weight_decay,
-                                          maximize, clip, ema_decay);
+  const AdamStep<double> step = adam_step(op, host_lr(op, lr, lr_tensor), beta1, beta2, eps, weight_decay,
+                                          decoupled_weight_decay, maximize, clip, ema_decay);
   const std::vector<double> counts = increment_host_steps(steps);
   for_each_row_chunk(op, table.rows, [&]<class T>(size_t i, const std::array<T*, kOptimizerColumns>& c, int64_t n) {
     const auto numbers = with_bias_corrections(step, beta1, beta2, counts[i]).as<accumulate_t<T>>();

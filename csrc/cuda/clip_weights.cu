@@ -7,7 +7,7 @@
 namespace gankernels::cuda {
 namespace {
 
-void clip_weights_(TensorList weights, double c) {
+void clip_weights_(const TensorList& weights, double c) {
   const char* op = "clip_weights_";
   GK_CHECK(std::isfinite(c) && c > 0, op, ": c must be a finite number > 0, got ", c);
   check_weights(op, weights);

@@ -1,4 +1,5 @@
-// w <- clip(w, -c, c). Memory is written only where a weight is out of range: with all in range this is one read of the bytes.
+// w <- clip(w, -c, c). Memory is written only where a weight is out of range: with all in range this is one read of the
+// bytes.
 #pragma once
 
 #include "multi_tensor.cuh"

@@ -13,7 +13,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 // The dynamic shared memory of a kernel as an array of T; `extern __shared__` itself has no meaning on the host.
-#define GK_DYNAMIC_SHARED(T, name)                                  \
+#define GK_DYNAMIC_SHARED(T, name)                                   \
   extern __shared__ __align__(16) unsigned char gk_dynamic_shared[]; \
   T* name = reinterpret_cast<T*>(gk_dynamic_shared)
 #endif

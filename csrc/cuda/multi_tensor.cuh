@@ -1,5 +1,6 @@
-// One launch over many tensors. The table of pointers travels as a kernel argument, by value: nothing to allocate, nothing to
-// copy to the device, and a captured graph keeps its own. A block finds its (tensor, chunk) by binary search.
+// One launch over many tensors. The table of pointers travels as a kernel argument, by value: nothing to allocate,
+// nothing to copy to the device, and a captured graph keeps its own. A block finds its (tensor, chunk) by binary
+// search.
 #pragma once
 
 #include <algorithm>
@@ -27,9 +28,10 @@ struct TensorTable {
   int tensors;
 };
 
-// Kernel arguments hold 32,764 bytes from CUDA 12.1 (sm_70 and newer), 4 KiB before; 256 are left to the other arguments.
-// A launch takes up to 1,625 tensors of one pointer (clipping) or 478 of seven (optimisers), so that every published GAN is one
-// launch per dtype. The small table spares the launch of a small network the copy of 32 KiB of arguments.
+// Kernel arguments hold 32,764 bytes from CUDA 12.1 (sm_70 and newer), 4 KiB before; 256 are left to the other
+// arguments. A launch takes up to 1,625 tensors of one pointer (clipping) or 478 of seven (optimisers), so that every
+// published GAN is one launch per dtype. The small table spares the launch of a small network the copy of 32 KiB of
+// arguments.
 #if defined(GANKERNELS_EMULATE) || (defined(CUDART_VERSION) && CUDART_VERSION >= 12010)
 constexpr int kArgumentBytes = 32764;
 #else

@@ -1,5 +1,6 @@
-// One launch per dtype for up to 478 tensors (see multi_tensor.cuh), and one for the steps when they live on the device.
-// Weights whose host steps differ, because some had no gradient now and then, take a launch of Adam per step count.
+// One launch per dtype for up to 478 tensors (see multi_tensor.cuh), and one for the steps when they live on the
+// device. Weights whose host steps differ, because some had no gradient now and then, take a launch of Adam per step
+// count.
 #include "optim.cuh"
 
 #include <map>
@@ -40,8 +41,9 @@ TensorEntry<kColumns> entry_of(const OptimizerRow& row, void* step) {
   return entry;
 }
 
-void rmsprop_(TensorList weights, TensorList grads, TensorList square_avgs, TensorList momentum_buffers, TensorList grad_avgs,
-              TensorList steps, TensorList ema, double lr, std::optional<Tensor> lr_tensor, double alpha, double eps,
+void rmsprop_(const TensorList& weights, const TensorList& grads, const TensorList& square_avgs,
+              const TensorList& momentum_buffers, const TensorList& grad_avgs, const TensorList& steps,
+              const TensorList& ema, double lr, std::optional<Tensor> lr_tensor, double alpha, double eps,
               double weight_decay, double momentum, bool maximize, std::optional<double> clip, double ema_decay) {
   const char* op = "rmsprop_";
   if (weights.empty()) return;
@@ -69,18 +71,22 @@ void rmsprop_(TensorList weights, TensorList grads, TensorList square_avgs, Tens
     }
     if (entries.empty()) continue;
     dispatch_floating(op, dtype, [&]<class T>() {
-      for_each_table<T>(entries, [&]<int kCapacity>(const TensorTable<kRMSpropColumns, kCapacity>& tensors, int blocks) {
-        rmsprop_kernel<T, kCapacity><<<blocks, kThreads, 0, stream>>>(tensors, step.as<accumulate_t<T>>(), lr_on_device);
-        check_launch(op);
-      });
+      for_each_table<T>(entries,
+                        [&]<int kCapacity>(const TensorTable<kRMSpropColumns, kCapacity>& tensors, int blocks) {
+                          rmsprop_kernel<T, kCapacity>
+                              <<<blocks, kThreads, 0, stream>>>(tensors, step.as<accumulate_t<T>>(), lr_on_device);
+                          check_launch(op);
+                        });
     });
   }
   table.write_back();
 }
 
-void adam_(TensorList weights, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs, TensorList max_exp_avg_sqs,
-           TensorList steps, TensorList ema, double lr, std::optional<Tensor> lr_tensor, double beta1, double beta2, double eps,
-           double weight_decay, bool decoupled_weight_decay, bool maximize, std::optional<double> clip, double ema_decay) {
+void adam_(const TensorList& weights, const TensorList& grads, const TensorList& exp_avgs,
+           const TensorList& exp_avg_sqs, const TensorList& max_exp_avg_sqs, const TensorList& steps,
+           const TensorList& ema, double lr, std::optional<Tensor> lr_tensor, double beta1, double beta2, double eps,
+           double weight_decay, bool decoupled_weight_decay, bool maximize, std::optional<double> clip,
+           double ema_decay) {
   const char* op = "adam_";
   if (weights.empty()) return;
   const torch::stable::accelerator::DeviceGuard guard(weights[0].get_device_index());
@@ -93,8 +99,8 @@ void adam_(TensorList weights, TensorList grads, TensorList exp_avgs, TensorList
   table.add(kAdamEma, "ema", ema, OptimizerRows::updated_if_given);
   const bool host_steps = check_steps(op, weights, steps);
   const DeviceScalar lr_on_device = device_lr(op, weights, lr_tensor);
-  const AdamStep<double> step = adam_step(op, host_lr(lr, lr_tensor), beta1, beta2, eps, weight_decay, decoupled_weight_decay,
-                                          maximize, clip, ema_decay);
+  const AdamStep<double> step = adam_step(op, host_lr(lr, lr_tensor), beta1, beta2, eps, weight_decay,
+                                          decoupled_weight_decay, maximize, clip, ema_decay);
   // step counts on the device leave one group; 0 there stands for "read it"
   std::vector<double> counts(weights.size(), 0);
   if (host_steps) {
@@ -112,8 +118,8 @@ void adam_(TensorList weights, TensorList grads, TensorList exp_avgs, TensorList
     dispatch_floating(op, key.first, [&]<class T>() {
       using A = accumulate_t<T>;
       for_each_table<T>(entries, [&]<int kCapacity>(const TensorTable<kAdamColumns, kCapacity>& tensors, int blocks) {
-        adam_kernel<T, kCapacity><<<blocks, kThreads, 0, stream>>>(tensors, numbers.as<A>(), lr_on_device,
-                                                                    static_cast<A>(std::log(beta1)), static_cast<A>(std::log(beta2)));
+        adam_kernel<T, kCapacity><<<blocks, kThreads, 0, stream>>>(
+            tensors, numbers.as<A>(), lr_on_device, static_cast<A>(std::log(beta1)), static_cast<A>(std::log(beta2)));
         check_launch(op);
       });
     });

@@ -1,5 +1,5 @@
-// RMSprop and Adam over many tensors: weights, state and, when asked for, the exponential moving average of the weights, each
-// read and written once.
+// RMSprop and Adam over many tensors: weights, state and, when asked for, the exponential moving average of the
+// weights, each read and written once.
 #pragma once
 
 #include "../optim_update.h"
@@ -8,7 +8,15 @@
 namespace gankernels::cuda {
 
 // Columns of the tables. Absent tensors are null.
-enum RMSpropColumn { kRMSpropWeight, kRMSpropGrad, kSquareAvg, kMomentumBuffer, kGradAvg, kRMSpropEma, kRMSpropColumns };
+enum RMSpropColumn {
+  kRMSpropWeight,
+  kRMSpropGrad,
+  kSquareAvg,
+  kMomentumBuffer,
+  kGradAvg,
+  kRMSpropEma,
+  kRMSpropColumns
+};
 enum AdamColumn { kAdamWeight, kAdamGrad, kExpAvg, kExpAvgSq, kMaxExpAvgSq, kAdamEma, kAdamStep, kAdamColumns };
 
 // A learning rate that lives on the device, so that a captured graph sees it change; null when the host knows it.
@@ -19,7 +27,8 @@ struct DeviceScalar {
   template <class A>
   __device__ __forceinline__ A value_or(A host) const {
     if (address == nullptr) return host;
-    return is_double ? static_cast<A>(*static_cast<const double*>(address)) : static_cast<A>(*static_cast<const float*>(address));
+    return is_double ? static_cast<A>(*static_cast<const double*>(address))
+                     : static_cast<A>(*static_cast<const float*>(address));
   }
 };
 
@@ -28,11 +37,11 @@ __device__ __forceinline__ Pack<T> load_if_present(const T* address) {
   return address == nullptr ? Pack<T>{} : load_pack(address);
 }
 
-// update(weight, grad, first, second, third, ema) for each element of the block's chunk. All tensors but grad are written
-// back; first, third and ema may be absent.
+// update(weight, grad, first, second, third, ema) for each element of the block's chunk. All tensors but grad are
+// written back; first, third and ema may be absent.
 template <class T, class Update>
-__device__ __forceinline__ void update_chunk(int64_t count, T* weights, const T* grads, T* first, T* second, T* third, T* ema,
-                                             const Update& update) {
+__device__ __forceinline__ void update_chunk(int64_t count, T* weights, const T* grads, T* first, T* second, T* third,
+                                             T* ema, const Update& update) {
   using A = accumulate_t<T>;
   const int thread = static_cast<int>(threadIdx.x);
   const bool aligned = is_pack_aligned(weights) && is_pack_aligned(grads) && is_pack_aligned(first) &&
@@ -43,7 +52,8 @@ __device__ __forceinline__ void update_chunk(int64_t count, T* weights, const T*
     const auto offset = [at](T* address) { return address == nullptr ? nullptr : address + at; };
     Pack<T> w = load_pack(weights + at), s = load_pack(second + at);
     const Pack<T> g = load_pack(grads + at);
-    Pack<T> f = load_if_present<T>(offset(first)), t = load_if_present<T>(offset(third)), e = load_if_present<T>(offset(ema));
+    Pack<T> f = load_if_present<T>(offset(first)), t = load_if_present<T>(offset(third)),
+            e = load_if_present<T>(offset(ema));
 #pragma unroll
     for (int j = 0; j < Pack<T>::size; ++j) {
       A values[5] = {A(w.values[j]), A(f.values[j]), A(s.values[j]), A(t.values[j]), A(e.values[j])};
@@ -110,11 +120,12 @@ __global__ void __launch_bounds__(kThreads)
   step.lr = lr.value_or(step.lr);
   const RMSpropUpdate<accumulate_t<T>> update{step, momentum_buffer != nullptr, grad_avg != nullptr};
   update_chunk<T>(span.end - span.begin, column<T>(table, kRMSpropWeight, span), column<T>(table, kRMSpropGrad, span),
-                  momentum_buffer, column<T>(table, kSquareAvg, span), grad_avg, column<T>(table, kRMSpropEma, span), update);
+                  momentum_buffer, column<T>(table, kSquareAvg, span), grad_avg, column<T>(table, kRMSpropEma, span),
+                  update);
 }
 
-// With steps on the device the bias corrections are computed here, from log beta so that 1 - beta^step keeps its digits when
-// beta is close to 1.
+// With steps on the device the bias corrections are computed here, from log beta so that 1 - beta^step keeps its digits
+// when beta is close to 1.
 template <class T, int kCapacity>
 __global__ void __launch_bounds__(kThreads)
     adam_kernel(const __grid_constant__ TensorTable<kAdamColumns, kCapacity> table, AdamStep<accumulate_t<T>> step,
@@ -135,8 +146,10 @@ __global__ void __launch_bounds__(kThreads)
 
 // One block: a step is one float per tensor.
 template <int kCapacity>
-__global__ void __launch_bounds__(kThreads) increment_steps_kernel(const __grid_constant__ TensorTable<1, kCapacity> table) {
-  for (int t = static_cast<int>(threadIdx.x); t < table.tensors; t += kThreads) *static_cast<float*>(table.pointers[0][t]) += 1;
+__global__ void __launch_bounds__(kThreads)
+    increment_steps_kernel(const __grid_constant__ TensorTable<1, kCapacity> table) {
+  for (int t = static_cast<int>(threadIdx.x); t < table.tensors; t += kThreads)
+    *static_cast<float*>(table.pointers[0][t]) += 1;
 }
 
 }  // namespace gankernels::cuda

@@ -35,8 +35,8 @@ def check_weights(op: str, name: str, tensors: list) -> None:
             raise ValueError(f"gankernels.{op}: {name} must be on one device, got {tensors[0].device} and {t.device}.")
         if any(stride == 0 and size > 1 for stride, size in zip(t.stride(), t.shape)):
             raise ValueError(
-                f"gankernels.{op}: {name}[{i}] must have its own memory for every element, got an expanded tensor of shape "
-                f"{tuple(t.shape)}."
+                f"gankernels.{op}: {name}[{i}] must have its own memory for every element, got an expanded tensor of "
+                f"shape {tuple(t.shape)}."
             )
 
 
@@ -44,11 +44,12 @@ def clip_weights_(module_or_tensors: torch.nn.Module | Iterable[torch.Tensor], c
     """w <- min(max(w, -c), c) for every parameter of a module, or every tensor given, in place. NaN stays NaN.
 
     Args:
-        module_or_tensors: a module (all its parameters) or tensors of any shapes, strides and floating dtypes, on one device.
+        module_or_tensors: a module (all its parameters) or tensors of any shapes, strides and floating dtypes, on one
+            device.
         c: finite, > 0.
 
-    No gradient is recorded and the host does not wait for the device. As with clamp_, a backward pass through a graph that
-    saved a weight before it was clipped raises.
+    No gradient is recorded and the host does not wait for the device. As with clamp_, a backward pass through a graph
+    that saved a weight before it was clipped raises.
 
     Raises: TypeError or ValueError, before anything is modified, when c or a tensor does not fit.
 
@@ -67,7 +68,7 @@ def clip_weights_(module_or_tensors: torch.nn.Module | Iterable[torch.Tensor], c
         with torch.no_grad():
             _op.clip_weights_(weights, c)
     except (RuntimeError, TypeError):
-        # The kernel makes the same checks, before it modifies anything and at a third of the time; here they get their type.
+        # The kernel makes the same checks before it modifies anything, and faster; here the error gets its type.
         check_weights("clip_weights_", "weights", weights)
         raise
     if not torch.compiler.is_compiling():

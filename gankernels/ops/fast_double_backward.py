@@ -208,6 +208,11 @@ def _pad(input, pad, mode="constant", value=None):
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
+def _in_functorch():
+    """C++ autograd nodes know no torch.func transform; under one, stock ops must run."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+
+
 class fast_double_backward(TorchFunctionMode):  # noqa: N801  a context manager, named as users type it
     """Routes a network's layers, while its forward runs, to ops whose second derivatives cost what they must.
 
@@ -221,16 +226,17 @@ class fast_double_backward(TorchFunctionMode):  # noqa: N801  a context manager,
     penalty only through a switching pattern (say, a learned offset added before a ReLU) may get no .grad where stock hands it a
     tensor of zeros; biases of convolutions and linear layers get their zeros.
 
-    Anything else, tensor subclasses included, passes through untouched. Works under torch.compile, autocast, DataParallel.
+    Anything else, tensor subclasses and torch.func transforms included, passes through untouched. Works under torch.compile, autocast, DataParallel.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
         route = _ROUTES.get(func)
-        if route is not None and not any(t not in _PLAIN for t in types):
-            out = route(*args, **(kwargs or {}))
+        if route is not None and not any(t not in _PLAIN for t in types) and not _in_functorch():
+            out = route(*args, **kwargs)
             if out is not NotImplemented:
                 return out
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
-"""One step of RMSprop and of Adam over a list of weights, with the clip of the updated weights and their moving average.
+"""One step of RMSprop and of Adam over a list of weights, with the clip of the new weights and their moving average.
 
-Weights, gradients, state and average are each read once and written once. Steps are incremented by the op. An empty list
-stands for absent state. The optimisers made of these ops are in gankernels/optim.py.
+Weights, gradients, state and average are each read once and written once. Steps are incremented by the op. An empty
+list stands for absent state. The optimisers made of these ops are in gankernels/optim.py.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def _finish(weight, update, clip, ema, ema_decay):
 
 
 @torch.no_grad()
-def rmsprop_reference(weights, grads, square_avgs, momentum_buffers, grad_avgs, steps, ema, *, lr, lr_tensor=None, alpha, eps,
-                      weight_decay, momentum, maximize, clip, ema_decay):  # fmt: skip
-    """v <- alpha v + (1 - alpha) g^2;  w <- clip(w - lr g / (sqrt(v) + eps)), with momentum and centring as torch.optim has them."""
+def rmsprop_reference(weights, grads, square_avgs, momentum_buffers, grad_avgs, steps, ema, *, lr, lr_tensor=None,
+                      alpha, eps, weight_decay, momentum, maximize, clip, ema_decay):  # fmt: skip
+    """v <- alpha v + (1 - alpha) g^2;  w <- clip(w - lr g / (sqrt(v) + eps)); momentum, centring as in torch.optim."""
     lr = lr if lr_tensor is None else lr_tensor
     for i, (w, grad, v) in enumerate(zip(weights, grads, square_avgs)):
         steps[i] += 1
@@ -44,9 +44,9 @@ def rmsprop_reference(weights, grads, square_avgs, momentum_buffers, grad_avgs, 
 
 
 @torch.no_grad()
-def adam_reference(weights, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, ema, *, lr, lr_tensor=None, beta1, beta2, eps,
-                   weight_decay, decoupled_weight_decay, maximize, clip, ema_decay):  # fmt: skip
-    """m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2;  w <- clip(w - lr m^ / (sqrt(v^) + eps)), bias-corrected."""
+def adam_reference(weights, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, ema, *, lr, lr_tensor=None,
+                   beta1, beta2, eps, weight_decay, decoupled_weight_decay, maximize, clip, ema_decay):  # fmt: skip
+    """m <- beta1 m + (1 - beta1) g;  v <- beta2 v + (1 - beta2) g^2;  w <- clip(w - lr m^ / (sqrt(v^) + eps))."""
     lr = lr if lr_tensor is None else lr_tensor
     for i, (w, grad, m, v) in enumerate(zip(weights, grads, exp_avgs, exp_avg_sqs)):
         steps[i] += 1

@@ -7,6 +7,7 @@ reduces its norms with `grad_norm_penalty`: four passes of the critic in all (se
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 
 import torch
@@ -38,18 +39,26 @@ def _score(op: str, outputs, output) -> torch.Tensor:
     return outputs
 
 
-def _is_compiled(score: torch.Tensor) -> bool:
-    """Whether a torch.compile'd region stands in the graph of the score."""
-    pending, seen = [score.grad_fn], set()
+def _ancestors(node):
+    pending, seen = [node], set()
     while pending:
         node = pending.pop()
-        if node is None or node in seen:
-            continue
-        if "CompiledFunction" in node.name():
-            return True
-        seen.add(node)
-        pending.extend(parent for parent, _ in node.next_functions)
-    return False
+        if node is not None and node not in seen:
+            seen.add(node)
+            pending.extend(parent for parent, _ in node.next_functions)
+            yield node
+
+
+def _compiled_between(score: torch.Tensor, x: torch.Tensor) -> bool:
+    """Whether a torch.compile'd region stands between x and the score in the autograd graph."""
+    if "torch._dynamo" not in sys.modules:
+        return False
+    compiled = [node for node in _ancestors(score.grad_fn) if "CompiledFunction" in node.name()]
+    return any(
+        ancestor is x.grad_fn if x.grad_fn is not None else getattr(ancestor, "variable", None) is x
+        for node in compiled
+        for ancestor in _ancestors(node)
+    )
 
 
 def _input_gradient(op, critic, x, critic_args, critic_kwargs, output) -> torch.Tensor:
@@ -57,7 +66,7 @@ def _input_gradient(op, critic, x, critic_args, critic_kwargs, output) -> torch.
     if not torch.is_grad_enabled():
         raise RuntimeError(f"gankernels.{op}: gradients must be enabled, and this runs under torch.no_grad().")
     if not x.requires_grad:
-        x.requires_grad_()
+        x = torch.ops.gankernels.leaf(x)
     with fast_double_backward():
         outputs = critic(x, *critic_args, **(critic_kwargs or {}))
     score = _score(op, outputs, output)
@@ -66,24 +75,17 @@ def _input_gradient(op, critic, x, critic_args, critic_kwargs, output) -> torch.
             f"gankernels.{op}: the critic's score must depend on its input, and it carries no gradient: look for no_grad, detach "
             "or .data in the critic."
         )
-    try:
-        (grads,) = torch.autograd.grad(score.sum(), x, create_graph=True, allow_unused=True)
-    except RuntimeError as error:
-        if "torch.compile" in str(error) and "double backward" in str(error):
-            raise RuntimeError(
-                f"gankernels.{op}: a compiled critic cannot be differentiated twice, so its penalty would have no gradient; "
-                f"{_COMPILED}."
-            ) from error
-        raise
+    if not torch.compiler.is_compiling() and _compiled_between(score, x):
+        # PyTorch 2.11 would return a gradient without a graph and lose the penalty in silence
+        raise RuntimeError(
+            f"gankernels.{op}: a compiled critic cannot be differentiated twice, so its penalty would have no gradient; "
+            f"{_COMPILED}."
+        )
+    (grads,) = torch.autograd.grad(score.sum(), x, create_graph=True, allow_unused=True)
     if grads is None:
         raise RuntimeError(
             f"gankernels.{op}: the critic's score must depend on its input, and its gradient there is absent: look for detach, "
             ".data or an input that is not used."
-        )
-    if not grads.requires_grad and not torch.compiler.is_compiling() and _is_compiled(score):
-        raise RuntimeError(
-            f"gankernels.{op}: a compiled critic cannot be differentiated twice on PyTorch {torch.__version__}: its penalty would "
-            f"be lost in silence; {_COMPILED}."
         )
     return grads
 

@@ -1,5 +1,5 @@
-// The CUDA kernels as Python functions over numpy arrays, run by the emulator. Arrays are float64, float32, float16 (__half) or
-// uint16 (__nv_bfloat16), contiguous, and are modified in place.
+// The CUDA kernels as Python functions over numpy arrays, run by the emulator. Arrays are float64, float32, float16
+// (__half) or uint16 (__nv_bfloat16), contiguous, and are modified in place.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -61,8 +61,9 @@ DeviceScalar scalar_of(const std::optional<py::array>& array) {
 }
 
 void rmsprop(const Arrays& weights, const Arrays& grads, const Arrays& square_avgs, const Arrays& momentum_buffers,
-             const Arrays& grad_avgs, const Arrays& ema, const std::optional<py::array>& lr_tensor, double lr, double alpha,
-             double eps, double weight_decay, double momentum, bool maximize, double clip, double ema_decay) {
+             const Arrays& grad_avgs, const Arrays& ema, const std::optional<py::array>& lr_tensor, double lr,
+             double alpha, double eps, double weight_decay, double momentum, bool maximize, double clip,
+             double ema_decay) {
   const RMSpropStep<double> step{.lr = lr,
                                  .alpha = alpha,
                                  .one_minus_alpha = 1 - alpha,
@@ -82,9 +83,9 @@ void rmsprop(const Arrays& weights, const Arrays& grads, const Arrays& square_av
 }
 
 void adam(const Arrays& weights, const Arrays& grads, const Arrays& exp_avgs, const Arrays& exp_avg_sqs,
-          const Arrays& max_exp_avg_sqs, const Arrays& ema, const Arrays& steps, const std::optional<py::array>& lr_tensor,
-          double lr, double beta1, double beta2, double eps, double weight_decay, bool decoupled_weight_decay, bool maximize,
-          double clip, double ema_decay) {
+          const Arrays& max_exp_avg_sqs, const Arrays& ema, const Arrays& steps,
+          const std::optional<py::array>& lr_tensor, double lr, double beta1, double beta2, double eps,
+          double weight_decay, bool decoupled_weight_decay, bool maximize, double clip, double ema_decay) {
   const AdamStep<double> step{.lr = lr,
                               .one_minus_beta1 = 1 - beta1,
                               .beta2 = beta2,
@@ -102,8 +103,7 @@ void adam(const Arrays& weights, const Arrays& grads, const Arrays& exp_avgs, co
   });
   dispatch(weights.at(0), [&]<class T>() {
     using A = accumulate_t<T>;
-    const auto entries =
-        entries_of<kAdamColumns>({weights, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, ema, steps});
+    const auto entries = entries_of<kAdamColumns>({weights, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, ema, steps});
     for_each_table<T>(entries, [&]<int kCapacity>(const TensorTable<kAdamColumns, kCapacity>& table, int blocks) {
       emulator::launch(adam_kernel<T, kCapacity>, blocks, kThreads, 0, table, step.as<A>(), scalar_of(lr_tensor),
                        A(std::log(beta1)), A(std::log(beta2)));
@@ -301,12 +301,12 @@ PYBIND11_MODULE(gankernels_emulator, m) {
   m.def("clip_weights", clip_weights);
   m.def("rmsprop", rmsprop, py::kw_only(), py::arg("weights"), py::arg("grads"), py::arg("square_avgs"),
         py::arg("momentum_buffers"), py::arg("grad_avgs"), py::arg("ema"), py::arg("lr_tensor"), py::arg("lr"),
-        py::arg("alpha"), py::arg("eps"), py::arg("weight_decay"), py::arg("momentum"), py::arg("maximize"), py::arg("clip"),
-        py::arg("ema_decay"));
-  m.def("adam", adam, py::kw_only(), py::arg("weights"), py::arg("grads"), py::arg("exp_avgs"), py::arg("exp_avg_sqs"),
-        py::arg("max_exp_avg_sqs"), py::arg("ema"), py::arg("steps"), py::arg("lr_tensor"), py::arg("lr"), py::arg("beta1"),
-        py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"), py::arg("decoupled_weight_decay"), py::arg("maximize"),
+        py::arg("alpha"), py::arg("eps"), py::arg("weight_decay"), py::arg("momentum"), py::arg("maximize"),
         py::arg("clip"), py::arg("ema_decay"));
+  m.def("adam", adam, py::kw_only(), py::arg("weights"), py::arg("grads"), py::arg("exp_avgs"), py::arg("exp_avg_sqs"),
+        py::arg("max_exp_avg_sqs"), py::arg("ema"), py::arg("steps"), py::arg("lr_tensor"), py::arg("lr"),
+        py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"), py::arg("decoupled_weight_decay"),
+        py::arg("maximize"), py::arg("clip"), py::arg("ema_decay"));
 
   m.def("spectral_norm_power_iteration", spectral_norm_power_iteration);
   m.def("spectral_normalize", spectral_normalize);
@@ -319,8 +319,8 @@ PYBIND11_MODULE(gankernels_emulator, m) {
   });
   m.def("reverse", [](Array x, Array y, unsigned int block, bool barrier) {
     const unsigned int grid = static_cast<unsigned int>(x.size()) / block;
-    emulator::launch(barrier ? reverse_kernel<true> : reverse_kernel<false>, grid, block, block * sizeof(float), data(x),
-                     data(y));
+    emulator::launch(barrier ? reverse_kernel<true> : reverse_kernel<false>, grid, block, block * sizeof(float),
+                     data(x), data(y));
   });
   m.def("shared_write", [](Array y, bool past_the_end) {
     emulator::launch(past_the_end ? shared_write_kernel<1> : shared_write_kernel<0>, 1, 32, 0, data(y));
@@ -336,5 +336,6 @@ PYBIND11_MODULE(gankernels_emulator, m) {
   m.def("exit_before_barrier", [](Array y) { emulator::launch(exit_before_barrier_kernel, 1, 64, 0, data(y)); });
   m.def("two_barriers", [](Array y) { emulator::launch(two_barriers_kernel, 1, 64, 0, data(y)); });
   m.def("absent_lane", [](Array y) { emulator::launch(absent_lane_kernel, 1, 32, 0, data(y)); });
-  m.def("warp_operations", [](Array x, Array y) { emulator::launch(warp_operations_kernel, 1, 32, 0, data(x), data(y)); });
+  m.def("warp_operations",
+        [](Array x, Array y) { emulator::launch(warp_operations_kernel, 1, 32, 0, data(x), data(y)); });
 }

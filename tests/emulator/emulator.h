@@ -1,13 +1,13 @@
 // Runs CUDA kernels on the host. csrc/cuda/device.h includes this file in place of the CUDA runtime when
 // GANKERNELS_EMULATE is defined.
 //
-// The threads of a block are fibers of one operating-system thread, resumed in a chosen order; blocks run one after another.
-// A fiber runs until it exits or waits (a barrier, a warp operation). What this finds, besides wrong values:
+// The threads of a block are fibers of one operating-system thread, resumed in a chosen order; blocks run one after
+// another. A fiber runs until it exits or waits (a barrier, a warp operation). What this finds, besides wrong values:
 //
 //   * barriers and warp operations that some of their threads never reach, with both places named;
 //   * reads of shared memory nobody wrote: it holds NaN bytes when a block starts;
-//   * missing barriers: neighbours run wholly before or after each other, so a test that runs a kernel in every order of
-//     `Order` sees values that depend on it;
+//   * missing barriers: neighbours run wholly before or after each other, so a test that runs a kernel in every order
+//     of `Order` sees values that depend on it;
 //   * with AddressSanitizer and -fsanitize=alignment, accesses outside a buffer and misaligned vector accesses.
 //
 // What it cannot find: races between blocks, and anything about time.
@@ -51,12 +51,12 @@
 
 // ---------------------------------------------------------------------------------------------------- vector types
 
-#define GANKERNELS_EMULATOR_VECTOR(type, name, align2, align4)                              \
-  struct alignas(align2) name##2 { type x, y; };                                             \
-  struct name##3 { type x, y, z; };                                                          \
-  struct alignas(align4) name##4 { type x, y, z, w; };                                       \
-  inline name##2 make_##name##2(type x, type y) { return {x, y}; }                           \
-  inline name##3 make_##name##3(type x, type y, type z) { return {x, y, z}; }                \
+#define GANKERNELS_EMULATOR_VECTOR(type, name, align2, align4)                \
+  struct alignas(align2) name##2 { type x, y; };                              \
+  struct name##3 { type x, y, z; };                                           \
+  struct alignas(align4) name##4 { type x, y, z, w; };                        \
+  inline name##2 make_##name##2(type x, type y) { return {x, y}; }            \
+  inline name##3 make_##name##3(type x, type y, type z) { return {x, y, z}; } \
   inline name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
 
 GANKERNELS_EMULATOR_VECTOR(char, char, 2, 4)
@@ -96,8 +96,12 @@ struct __half {
   operator float() const { return static_cast<float>(value); }
 };
 
-struct alignas(4) __nv_bfloat162 { __nv_bfloat16 x, y; };
-struct alignas(4) __half2 { __half x, y; };
+struct alignas(4) __nv_bfloat162 {
+  __nv_bfloat16 x, y;
+};
+struct alignas(4) __half2 {
+  __half x, y;
+};
 
 inline float __bfloat162float(__nv_bfloat16 value) { return value; }
 inline __nv_bfloat16 __float2bfloat16(float value) { return value; }
@@ -136,37 +140,55 @@ inline unsigned int __umulhi(unsigned int a, unsigned int b) { return (static_ca
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 
-template <typename T> T __ldg(const T* address) { return *address; }
-template <typename T> T __ldcs(const T* address) { return *address; }
-template <typename T> void __stcs(T* address, T value) { *address = value; }
+template <typename T>
+T __ldg(const T* address) {
+  return *address;
+}
+template <typename T>
+T __ldcs(const T* address) {
+  return *address;
+}
+template <typename T>
+void __stcs(T* address, T value) {
+  *address = value;
+}
 
-template <typename T, typename F> T emulator_atomic(T* address, F update) {
+template <typename T, typename F>
+T emulator_atomic(T* address, F update) {
   const T old = *address;
   *address = update(old);
   return old;
 }
-template <typename T> T atomicAdd(T* address, std::type_identity_t<T> value) {
+template <typename T>
+T atomicAdd(T* address, std::type_identity_t<T> value) {
   return emulator_atomic(address, [=](T old) { return static_cast<T>(old + value); });
 }
-template <typename T> T atomicSub(T* address, std::type_identity_t<T> value) {
+template <typename T>
+T atomicSub(T* address, std::type_identity_t<T> value) {
   return emulator_atomic(address, [=](T old) { return static_cast<T>(old - value); });
 }
-template <typename T> T atomicMax(T* address, std::type_identity_t<T> value) {
+template <typename T>
+T atomicMax(T* address, std::type_identity_t<T> value) {
   return emulator_atomic(address, [=](T old) { return std::max(old, value); });
 }
-template <typename T> T atomicMin(T* address, std::type_identity_t<T> value) {
+template <typename T>
+T atomicMin(T* address, std::type_identity_t<T> value) {
   return emulator_atomic(address, [=](T old) { return std::min(old, value); });
 }
-template <typename T> T atomicOr(T* address, std::type_identity_t<T> value) {
+template <typename T>
+T atomicOr(T* address, std::type_identity_t<T> value) {
   return emulator_atomic(address, [=](T old) { return old | value; });
 }
-template <typename T> T atomicAnd(T* address, std::type_identity_t<T> value) {
+template <typename T>
+T atomicAnd(T* address, std::type_identity_t<T> value) {
   return emulator_atomic(address, [=](T old) { return old & value; });
 }
-template <typename T> T atomicExch(T* address, std::type_identity_t<T> value) {
+template <typename T>
+T atomicExch(T* address, std::type_identity_t<T> value) {
   return emulator_atomic(address, [=](T) { return value; });
 }
-template <typename T> T atomicCAS(T* address, std::type_identity_t<T> compare, std::type_identity_t<T> value) {
+template <typename T>
+T atomicCAS(T* address, std::type_identity_t<T> compare, std::type_identity_t<T> value) {
   return emulator_atomic(address, [=](T old) { return old == compare ? value : old; });
 }
 inline unsigned int atomicInc(unsigned int* address, unsigned int limit) {
@@ -309,7 +331,8 @@ inline bool release_lanes(int warp, const Fiber& leader) {
   for (int lane = 0; lane < warpSize; ++lane) {
     if (!(live >> lane & 1)) continue;
     const Fiber& other = lanes[lane];
-    if (other.state != State::at_warp_operation || other.mask != leader.mask || !(other.site == leader.site)) return false;
+    if (other.state != State::at_warp_operation || other.mask != leader.mask || !(other.site == leader.site))
+      return false;
     values[lane] = other.value;
   }
   for (int lane = 0; lane < warpSize; ++lane) {
@@ -387,8 +410,8 @@ inline void make_fibers(dim3 block) {
   for (int thread = 0; thread < machine.threads; ++thread) {
     Fiber& fiber = machine.fibers[thread];
     if (fiber.stack == nullptr) {
-      fiber.stack = static_cast<char*>(mmap(nullptr, guard_bytes + stack_bytes, PROT_READ | PROT_WRITE,
-                                            MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+      fiber.stack = static_cast<char*>(
+          mmap(nullptr, guard_bytes + stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
       if (fiber.stack == MAP_FAILED) throw std::runtime_error("no memory for the stacks of a block.");
       mprotect(fiber.stack, guard_bytes, PROT_NONE);
     }
@@ -407,7 +430,8 @@ inline void make_fibers(dim3 block) {
 
 // kernel<<<grid, block, dynamic_shared_bytes>>>(arguments...)
 template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_shared_bytes, Arguments&&... arguments) {
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic_shared_bytes,
+            Arguments&&... arguments) {
   make_fibers(block);
   // exactly as many bytes as were asked for, so that AddressSanitizer sees the first one too many
   std::vector<char> dynamic_shared(dynamic_shared_bytes);
@@ -427,14 +451,16 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic
   }
 }
 
-template <typename T> uint64_t to_bits(T value) {
+template <typename T>
+uint64_t to_bits(T value) {
   static_assert(sizeof(T) <= 8);
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(T));
   return bits;
 }
 
-template <typename T> T from_bits(uint64_t bits) {
+template <typename T>
+T from_bits(uint64_t bits) {
   T value;
   std::memcpy(&value, &bits, sizeof(T));
   return value;
@@ -468,7 +494,8 @@ inline uint64_t read_ballot(const uint64_t* values, uint32_t present, int) {
 
 inline int lane_id() { return static_cast<int>((machine.current - machine.fibers.data()) % warpSize); }
 
-template <typename T> T shuffle(uint32_t mask, T value, int source, Site site) {
+template <typename T>
+T shuffle(uint32_t mask, T value, int source, Site site) {
   return from_bits<T>(meet(mask, to_bits(value), source, read_lane, site));
 }
 

@@ -28,12 +28,14 @@ def compiler():
 
 def runtime(library):
     """Path of one of GCC's sanitizer runtimes, or None when it is not installed."""
-    found = subprocess.run([compiler(), f"-print-file-name={library}"], capture_output=True, text=True).stdout.strip()
+    found = subprocess.run(
+        [compiler(), f"-print-file-name={library}"], capture_output=True, text=True, check=False
+    ).stdout.strip()
     return os.path.realpath(found) if os.path.sep in found else None
 
 
 def under_asan():
-    """AddressSanitizer must be the process's first library, so a test process is either wholly under it or not at all."""
+    """AddressSanitizer must be a process's first library, so a test process is wholly under it or not at all."""
     return "libasan" in os.environ.get("LD_PRELOAD", "")
 
 
@@ -41,7 +43,9 @@ def build(asan):
     sources = sorted([*HERE.glob("*.cpp"), *HERE.glob("*.h"), *ROOT.glob("csrc/*.h"), *ROOT.glob("csrc/cuda/*.cuh")])
     sources.append(ROOT / "csrc" / "cuda" / "device.h")
     flags = FLAGS + (ASAN_FLAGS if asan else [])
-    includes = [f"-I{path}" for path in (ROOT / "csrc/cuda", HERE, pybind11.get_include(), sysconfig.get_paths()["include"])]
+    includes = [
+        f"-I{path}" for path in (ROOT / "csrc/cuda", HERE, pybind11.get_include(), sysconfig.get_paths()["include"])
+    ]
     version = subprocess.run([compiler(), "--version"], capture_output=True, text=True, check=True).stdout
     digest = hashlib.sha256("\0".join([version, *flags, *includes]).encode())
     for source in sources:
@@ -51,7 +55,7 @@ def build(asan):
         library.parent.mkdir(parents=True, exist_ok=True)
         unfinished = library.with_suffix(f".{os.getpid()}")
         command = [compiler(), *flags, *includes, str(HERE / "bindings.cpp"), "-o", str(unfinished)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise RuntimeError(f"the emulator does not compile:\n{' '.join(command)}\n{done.stderr}")
         os.replace(unfinished, library)
@@ -60,7 +64,9 @@ def build(asan):
 
 def shared_variables(library):
     """(offset from the anchor, bytes) of every `__shared__` variable: the local statics of device code."""
-    table = subprocess.run(["nm", "-S", "--defined-only", str(library)], capture_output=True, text=True, check=True).stdout
+    table = subprocess.run(
+        ["nm", "-S", "--defined-only", str(library)], capture_output=True, text=True, check=True
+    ).stdout
     rows = [line.split() for line in table.splitlines()]
     anchor = next(int(row[0], 16) for row in rows if row[-1] == "gankernels_emulator_anchor")
     device_code = ("_ZZN10gankernels4cuda", "_ZZN12_GLOBAL__N_1")  # mangled: local to a function of these namespaces

@@ -1,4 +1,4 @@
-"""nvcc compiles every CUDA source for every architecture we ship, without spills and with 128-bit loads where they matter."""
+"""nvcc compiles every CUDA source for every architecture, without spills and with 128-bit loads where they matter."""
 
 import re
 import shutil
@@ -31,7 +31,9 @@ def includes():
 
 def compile_with_nvcc(source, includes, *arguments):
     flags = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
-    done = subprocess.run([tool("nvcc"), *flags, *includes, *arguments, str(source)], capture_output=True, text=True)
+    done = subprocess.run(
+        [tool("nvcc"), *flags, *includes, *arguments, str(source)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done
 
@@ -53,7 +55,9 @@ def test_compiles_without_spills(source, architecture, includes, tmp_path):
 
     if tool("cuobjdump") is None or tool("nvdisasm") is None:
         return
-    assembly = subprocess.run([tool("cuobjdump"), "-sass", str(cubin)], capture_output=True, text=True, check=True).stdout
+    assembly = subprocess.run(
+        [tool("cuobjdump"), "-sass", str(cubin)], capture_output=True, text=True, check=True
+    ).stdout
     for function in assembly.split("Function : ")[1:]:
         if any(name in function.split("\n")[0] for name in WIDE_LOADS):
             assert "LDG.E.128" in function and "STG.E.128" in function, function.split("\n")[0]
@@ -62,4 +66,6 @@ def test_compiles_without_spills(source, architecture, includes, tmp_path):
 @pytest.mark.skipif(tool("nvcc") is None, reason="no nvcc")
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_host_code_compiles(source, includes, tmp_path):
-    compile_with_nvcc(source, includes, "-c", "-arch=sm_90", "-Xcompiler=-fPIC,-Wall", "-o", str(tmp_path / "launcher.o"))
+    compile_with_nvcc(
+        source, includes, "-c", "-arch=sm_90", "-Xcompiler=-fPIC,-Wall", "-o", str(tmp_path / "launcher.o")
+    )

@@ -29,8 +29,8 @@ def rounded(values, dtype):
     return decode(encode(values, dtype))
 
 
-def run_rmsprop(emulator, dtype, offset=0, lr_tensor=None, *, momentum=0.0, centered=False, weight_decay=0.0, maximize=False,
-                clip_to=np.inf, with_ema=False):  # fmt: skip
+def run_rmsprop(emulator, dtype, offset=0, lr_tensor=None, *, momentum=0.0, centered=False, weight_decay=0.0,
+                maximize=False, clip_to=np.inf, with_ema=False):  # fmt: skip
     weights = tensors(0, dtype, offset)
     lists = dict(
         square_avgs=zeros(weights), momentum_buffers=zeros(weights, momentum > 0), grad_avgs=zeros(weights, centered),
@@ -59,8 +59,8 @@ def run_rmsprop(emulator, dtype, offset=0, lr_tensor=None, *, momentum=0.0, cent
     return got, [want, square, buffer, average, ema]
 
 
-def run_adam(emulator, dtype, offset=0, lr_tensor=None, *, amsgrad=False, weight_decay=0.0, decoupled=False, maximize=False,
-             clip_to=np.inf, with_ema=False):  # fmt: skip
+def run_adam(emulator, dtype, offset=0, lr_tensor=None, *, amsgrad=False, weight_decay=0.0, decoupled=False,
+             maximize=False, clip_to=np.inf, with_ema=False):  # fmt: skip
     weights = tensors(0, dtype, offset)
     lists = dict(
         exp_avgs=zeros(weights), exp_avg_sqs=zeros(weights), max_exp_avg_sqs=zeros(weights, amsgrad),
@@ -96,7 +96,9 @@ def check(got, want, dtype):
     """Arithmetic is in float32 at least, storage in dtype: a step may round to the other neighbour."""
     for got_list, want_list in zip(got, want):
         for a, b in zip(got_list, want_list):
-            np.testing.assert_allclose(decode(a), b, rtol=8 * EPS[dtype], atol=8 * EPS[dtype] * np.abs(b).max(initial=0))
+            np.testing.assert_allclose(
+                decode(a), b, rtol=8 * EPS[dtype], atol=8 * EPS[dtype] * np.abs(b).max(initial=0)
+            )
 
 
 RMSPROP = [

@@ -31,7 +31,8 @@ class Spec:
     """op(*inputs) against reference(*inputs).
 
     inputs(shape, dtype, device) makes the arguments. `images` and `differentiable` are the positions of those that come in
-    several memory formats and of those with a derivative; `outputs` the positions of differentiable outputs.
+    several memory formats and of those with a derivative; `outputs` the positions of differentiable outputs. `bad` holds, by
+    name, calls with bad input and a pattern of the one sentence they raise.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Spec:
     outputs: tuple[int, ...] = (0,)
     second_order: bool = True
     shapes: dict = field(default_factory=lambda: SHAPES)
+    bad: dict[str, tuple[Callable, str]] = field(default_factory=dict)
 
 
 def _eps(shape, dtype, device):
@@ -137,8 +139,50 @@ def _spectral_norm_bwd_reference(grad, weight, u0, v0, u1, v1):
     return grad / sigma - (grad * weight).sum() / sigma**2 * rank_one
 
 
+X, EPS = torch.ones(3, 4), torch.ones(3)
+
+_INTERPOLATE_BAD = {
+    "real_list": (lambda: gk.interpolate([1.0], X), "real must be a tensor, got list"),
+    "integers": (lambda: gk.interpolate(X.long(), X), "real must be float64, .* got int64"),
+    "shapes": (lambda: gk.interpolate(X, X[:, :2]), r"fake must have the shape of real, \(3, 4\), got \(3, 2\)"),
+    "batches": (lambda: gk.interpolate(X, X[:2]), r"fake must have the shape of real, \(3, 4\), got \(2, 4\)"),
+    "dtypes": (lambda: gk.interpolate(X, X.double()), "fake must have the dtype of real, float32, got float64"),
+    "devices": (lambda: gk.interpolate(X, X.to("meta")), "fake must be on the device of real, cpu, got meta"),
+    "empty": (lambda: gk.interpolate(X[:0], X[:0]), r"real must have shape \(N, ...\) with N >= 1, got \(0, 4\)"),
+    "eps_number": (lambda: gk.interpolate(X, X, 1.5), r"eps must be a tensor or a number in \[0, 1\], got 1.5"),
+    "eps_shape": (lambda: gk.interpolate(X, X, EPS[:2]), r"eps must have one value per sample, shape \(3,\), got \(2,\)"),
+    "eps_device": (lambda: gk.interpolate(X, X, EPS.to("meta")), "eps must be on the device of real, cpu, got meta"),
+    "raw_shapes": (lambda: _op.interpolate(X, X[:2], EPS), "fake must have the shape of real"),
+    "raw_eps": (lambda: _op.interpolate(X, X, EPS[:2]), r"eps must have shape \(N,\) = \(3,\), got \(2,\)"),
+    "raw_eps_dtype": (lambda: _op.interpolate_bwd(X, EPS.double()), "eps must be Float, got Double"),
+    "raw_integers": (lambda: _op.interpolate(X.long(), X.long(), EPS), "expected a float64, float32, .* got Long"),
+}
+
+_PENALTY_BAD = {
+    "target": (lambda: gk.grad_norm_penalty(X, -1.0), "target must be a finite number >= 0, got -1.0"),
+    "target_nan": (lambda: gk.grad_norm_penalty(X, float("nan")), "target must be a finite number >= 0, got nan"),
+    "integers": (lambda: gk.grad_norm_penalty(X.int()), "grads must be float64, .* got int32"),
+    "empty": (lambda: gk.grad_norm_penalty(X[:0]), "grads must have shape .* got .0, 4."),
+    "scalar": (lambda: gk.grad_norm_penalty(X[0, 0]), "grads must have shape .* got .."),
+    "raw_empty": (lambda: _op.grad_norm_penalty(X[:0], 1.0, False), "grads must have shape"),
+    "raw_norms": (lambda: _op.grad_norm_penalty_bwd(EPS[0], X, EPS[:2], 1.0, False), "norms must be Float of shape"),
+    "raw_grad": (lambda: _op.grad_norm_penalty_bwd(EPS, X, EPS, 1.0, False), "grad must be a Float scalar"),
+    "raw_grad_grads": (
+        lambda: _op.grad_norm_penalty_bwd_bwd(X[:2], EPS[0], X, EPS, 1.0, False),
+        "grad_grads must have the shape of grads",
+    ),
+}
+
 SPECS = [
-    Spec("interpolate", gk.interpolate, gk.reference.interpolate, _interpolate_inputs, (0, 1), (0, 1, 2)),
+    Spec(
+        "interpolate",
+        gk.interpolate,
+        gk.reference.interpolate,
+        _interpolate_inputs,
+        (0, 1),
+        (0, 1, 2),
+        bad=_INTERPOLATE_BAD,
+    ),
     Spec(
         "interpolate_bwd",
         _op.interpolate_bwd,
@@ -156,6 +200,7 @@ SPECS = [
             _penalty_inputs(target, one_sided),
             (0,),
             (0,),
+            bad={} if suffix else _PENALTY_BAD,
         )
         for suffix, target, one_sided in (("", True, False), ("_one_sided", True, True), ("_zero_centred", False, False))
     ),

@@ -99,7 +99,15 @@ def test_no_gradient_is_recorded(device):
 
 
 @pytest.mark.parametrize(
-    "c, error", [(0, ValueError), (-0.1, ValueError), (math.nan, ValueError), (math.inf, ValueError), ("1", TypeError), (True, TypeError)]
+    "c, error",
+    [
+        (0, ValueError),
+        (-0.1, ValueError),
+        (math.nan, ValueError),
+        (math.inf, ValueError),
+        ("1", TypeError),
+        (True, TypeError),
+    ],
 )
 def test_bad_c(c, error):
     w = torch.ones(3)
@@ -114,7 +122,11 @@ def test_bad_c(c, error):
 @pytest.mark.parametrize(
     "bad, error, sentence",
     [
-        (torch.ones(3, dtype=torch.int64), TypeError, r"weights\[1\] must be float64, float32, bfloat16 or float16, got int64"),
+        (
+            torch.ones(3, dtype=torch.int64),
+            TypeError,
+            r"weights\[1\] must be float64, float32, bfloat16 or float16, got int64",
+        ),
         (torch.ones(3, dtype=torch.complex64), TypeError, r"weights\[1\] must be float64.*got complex64"),
         (torch.ones(3).to_sparse(), TypeError, r"weights\[1\] must be dense, got sparse_coo"),
         (3.0, TypeError, r"weights\[1\] must be a tensor, got float"),

@@ -81,7 +81,9 @@ ADAM = [
         (False, True), ((0, False), (0.1, False), (0.1, True)), (False, True)
     )
 ]
-CASES = [(gk.optim.RMSprop, torch.optim.RMSprop, o) for o in RMSPROP] + [(gk.optim.Adam, torch.optim.Adam, o) for o in ADAM]
+CASES = [(gk.optim.RMSprop, torch.optim.RMSprop, o) for o in RMSPROP] + [
+    (gk.optim.Adam, torch.optim.Adam, o) for o in ADAM
+]
 BOTH = [CASES[0], (gk.optim.Adam, torch.optim.Adam, {})]
 OPTIONS = [
     (gk.optim.RMSprop, torch.optim.RMSprop, dict(momentum=0.5, centered=True, lr=0.02)),
@@ -130,7 +132,7 @@ def test_other_dtypes(case, dtype, device):
 
 @both
 def test_parameters_of_several_dtypes(case, device):
-    ours, stock, options = case
+    ours = case[0]
     a = [nn.Parameter(torch.ones(50 + i, dtype=dtype, device=device)) for i, dtype in enumerate(DTYPES)]
     for p in a:
         p.grad = torch.ones_like(p)
@@ -233,7 +235,7 @@ def test_groups_schedules_and_closures(case, device):
         losses = []
         for optimizer, params in ((mine, a), (theirs, b)):
 
-            def closure(optimizer=optimizer, params=params):
+            def closure(optimizer=optimizer, params=params, seed=seed):
                 optimizer.zero_grad()
                 loss = sum((p * (i + 1 + seed)).square().sum() for i, p in enumerate(params))
                 loss.backward()
@@ -357,8 +359,16 @@ BAD = [
     (dict(clip=math.inf), ValueError, "clip must be a finite number > 0, got inf"),
     (dict(ema_decay=1.5), ValueError, r"ema_decay must be a number in \[0, 1\], got 1.5"),
     (dict(ema=[]), ValueError, "ema must hold one tensor per parameter, 1, got 0"),
-    (dict(ema=[torch.ones(2)]), ValueError, r"ema\[0\] must match its parameter, float32 \(3,\) on cpu, got float32 \(2,\) on cpu"),
-    (dict(ema=[torch.ones(3, dtype=torch.float64)]), ValueError, r"ema\[0\] must match its parameter, .* got float64 \(3,\)"),
+    (
+        dict(ema=[torch.ones(2)]),
+        ValueError,
+        r"ema\[0\] must match its parameter, float32 \(3,\) on cpu, got float32 \(2,\) on cpu",
+    ),
+    (
+        dict(ema=[torch.ones(3, dtype=torch.float64)]),
+        ValueError,
+        r"ema\[0\] must match its parameter, .* got float64 \(3,\)",
+    ),
     (dict(ema=[None]), TypeError, r"ema\[0\] must be a tensor, got NoneType"),
 ]
 
@@ -375,7 +385,10 @@ def test_bad_options(optimizer, options, error, sentence):
     [
         (lambda p: gk.optim.RMSprop(p, alpha=1.1), r"optim\.RMSprop: alpha must be a number in \[0, 1\], got 1.1"),
         (lambda p: gk.optim.RMSprop(p, momentum=-1), r"optim\.RMSprop: momentum must be a finite number >= 0, got -1"),
-        (lambda p: gk.optim.Adam(p, betas=(0.9, 1.0)), r"optim\.Adam: betas\[1\] must be a number in \[0, 1\), got 1.0"),
+        (
+            lambda p: gk.optim.Adam(p, betas=(0.9, 1.0)),
+            r"optim\.Adam: betas\[1\] must be a number in \[0, 1\), got 1.0",
+        ),
         (lambda p: gk.optim.Adam(p, ema=p), r"optim\.Adam: ema\[0\] must have its own memory"),
     ],
 )
@@ -403,7 +416,9 @@ def test_bad_parameters_and_gradients(case):
 def op_arguments(name, n=2):
     """Arguments of rmsprop_ or adam_ with everything in use."""
     torch.manual_seed(0)
-    lists = [[torch.rand(4, 3) + (i == 2) for _ in range(n)] for i in range(5)]  # square_avg above the square of grad_avg
+    lists = [
+        [torch.rand(4, 3) + (i == 2) for _ in range(n)] for i in range(5)
+    ]  # square_avg above the square of grad_avg
     steps = [torch.zeros(()) for _ in range(n)]
     numbers = dict(lr=0.1, lr_tensor=None, eps=1e-8, weight_decay=0.1, maximize=False, clip=0.5, ema_decay=0.9)
     if name == "rmsprop_":
@@ -436,13 +451,22 @@ def test_reference_and_opcheck(name):
         (lambda tensors, numbers: numbers.update(lr=-1.0), "lr must be a finite number >= 0, got -1"),
         (lambda tensors, numbers: numbers.update(eps=math.nan), "eps must be a finite number >= 0, got nan"),
         (lambda tensors, numbers: numbers.update(ema_decay=2.0), "ema_decay must be a finite number >= 0 and <= 1"),
-        (lambda tensors, numbers: numbers.update(lr_tensor=torch.ones(2)), r"lr_tensor must be one float32 or float64 number"),
+        (
+            lambda tensors, numbers: numbers.update(lr_tensor=torch.ones(2)),
+            r"lr_tensor must be one float32 or float64 number",
+        ),
         (lambda tensors, numbers: tensors[1].pop(), "grads must hold one tensor per weight, 2, got 1"),
         (lambda tensors, numbers: tensors[2].clear(), "must hold one tensor per weight, 2, got 0"),
         (lambda tensors, numbers: tensors[5].pop(), "steps must hold one tensor per weight, 2, got 1"),
         (lambda tensors, numbers: tensors[5].__setitem__(0, torch.zeros(2)), r"steps\[0\] must be one float32 number"),
-        (lambda tensors, numbers: tensors[6].__setitem__(1, torch.zeros(3, 4)), r"ema must have the shape of its weight, \(4, 3\)"),
-        (lambda tensors, numbers: tensors[1].__setitem__(1, torch.zeros(4, 3).double()), "grads must have the dtype of its weight"),
+        (
+            lambda tensors, numbers: tensors[6].__setitem__(1, torch.zeros(3, 4)),
+            r"ema must have the shape of its weight, \(4, 3\)",
+        ),
+        (
+            lambda tensors, numbers: tensors[1].__setitem__(1, torch.zeros(4, 3).double()),
+            "grads must have the dtype of its weight",
+        ),
     ],
 )
 def test_bad_arguments_of_the_op(name, change, sentence):

@@ -187,6 +187,16 @@ def test_result_does_not_depend_on_the_number_of_threads(spec):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other))
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [pytest.param(*case, id=f"{spec.name}-{name}") for spec in SPECS for name, case in spec.bad.items()],
+)
+def test_bad_input_gets_one_sentence(call, message):
+    with pytest.raises((TypeError, ValueError, RuntimeError), match=message) as error:
+        call()
+    assert str(error.value).startswith("gankernels.") and "\n" not in str(error.value)
+
+
 @pytest.mark.gpu
 @each_spec
 def test_cuda_graph_replays(spec):

@@ -1,0 +1,28 @@
+# Every target does its own set-up on a fresh machine: a virtual environment, PyTorch, the build. All that is needed is
+# python3 (3.10 or newer), a C++ compiler and make.
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0          # what to install when the virtual environment has no PyTorch yet
+VENV   ?= .venv
+RUN    := $(VENV)/bin/python
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed          ## trains WGAN-GP on handwritten digits and draws samples into runs/
+	$(RUN) -m ganzoo train wgan-gp
+
+test: $(VENV)/installed          ## the whole test suite
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --benchmark-disable
+
+lint: $(VENV)/installed
+	$(RUN) -m pip install --quiet ruff
+	$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
+
+$(VENV)/installed: setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.*)
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -c "import torch" 2>/dev/null || $(RUN) -m pip install --quiet $(strip $(TORCH)) numpy
+	$(RUN) -m pip install --quiet "setuptools>=77" ninja
+	$(RUN) -m pip install --quiet --no-build-isolation --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info gankernels/*.so

@@ -1,0 +1,69 @@
+"""The networks whose shapes the cases have."""
+
+from itertools import pairwise
+
+from torch import nn
+
+
+class Weights(nn.ModuleList):
+    """Layers whose forward is the reading of their weights: all that spectral normalisation sees of a network."""
+
+    def forward(self):
+        return [layer.weight for layer in self]
+
+
+def critic64():
+    """The critic of 64×64 images that the goals are stated for: 3-64-128-256, strided 4×4 convolutions, a linear layer."""
+    channels = (3, 64, 128, 256)
+    layers = []
+    for before, after in pairwise(channels):
+        layers += [nn.Conv2d(before, after, 4, 2, 1), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * 8 * 8, 1))
+
+
+def digits_critic():
+    """A critic of 8×8 digits: so little work per layer that launches and dispatch are what counts."""
+    return nn.Sequential(
+        nn.Conv2d(1, 64, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(64, 128, 4, 2, 1), nn.LeakyReLU(0.2),
+        nn.Flatten(), nn.Linear(128 * 2 * 2, 1),
+    )  # fmt: skip
+
+
+def dcgan_discriminator():
+    """DCGAN's for 64×64 images (Radford et al. 2016): 3-64-128-256-512-1, 4×4 convolutions, batch norm inside."""
+    channels = (3, 64, 128, 256, 512)
+    layers = []
+    for before, after in pairwise(channels):
+        norm = [nn.BatchNorm2d(after)] if before > 3 else []
+        layers += [nn.Conv2d(before, after, 4, 2, 1, bias=False), *norm, nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers, nn.Conv2d(channels[-1], 1, 4, 1, 0, bias=False))
+
+
+def _block(before, after, hidden, shortcut):
+    layers = [nn.Conv2d(before, hidden, 3, padding=1), nn.Conv2d(hidden, after, 3, padding=1)]
+    return layers + ([nn.Conv2d(before, after, 1)] if shortcut else [])
+
+
+def sngan32_weights():
+    """Those of SN-GAN's ResNet discriminator of 32×32 images (Miyato et al. 2018, table 4b), 128 channels."""
+    return Weights(
+        [
+            *_block(3, 128, 128, shortcut=True),
+            *_block(128, 128, 128, shortcut=True),
+            *_block(128, 128, 128, shortcut=False),
+            *_block(128, 128, 128, shortcut=False),
+            nn.Linear(128, 1),
+        ]
+    )
+
+
+def biggan128_weights(width=96):
+    """Those of BigGAN's discriminator of 128×128 images (Brock et al. 2019, table 5), attention at 64×64 included."""
+    channels = [3, *(width * multiple for multiple in (1, 2, 4, 8, 16, 16))]
+    layers = []
+    for before, after in pairwise(channels):
+        layers += _block(before, after, after, shortcut=before != after)
+        if after == width:
+            layers += [nn.Conv2d(width, width // 8, 1, bias=False), nn.Conv2d(width, width // 8, 1, bias=False),
+                       nn.Conv2d(width, width // 2, 1, bias=False), nn.Conv2d(width // 2, width, 1, bias=False)]  # fmt: skip
+    return Weights([*layers, nn.Linear(channels[-1], 1), nn.Embedding(1000, channels[-1])])

@@ -1,0 +1,172 @@
+"""Gradient penalties, forward and backward into the critic's weights, against autograd.grad(create_graph=True) in plain PyTorch.
+
+The floor is the four passes that an exact penalty needs (see gankernels/ops/fast_double_backward.py), each by the stock kernel for
+it and without autograd. With F one forward of the critic, `passes` are the flops spent in units of F, linear layer and all.
+"""
+
+import copy
+
+import torch
+from torch import nn
+
+import gankernels as gk
+
+from .harness import Workload, assert_accurate, case, rotated
+from .networks import critic64, digits_critic
+
+LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def ours_gp(critic, real, fake, eps):
+    return gk.gradient_penalty(critic, real, fake, eps=eps)
+
+
+def stock_gp(critic, real, fake, eps):
+    eps = eps.view(-1, 1, 1, 1)
+    x = eps * real + (1 - eps) * fake
+    if not x.requires_grad:
+        x.requires_grad_()
+    (grads,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+    return 10 * (grads.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def ours_r1(critic, real, fake, eps):
+    return gk.r1_penalty(critic, real)
+
+
+def stock_r1(critic, real, fake, eps):
+    x = real.detach().requires_grad_()
+    (grads,) = torch.autograd.grad(critic(x).sum(), x, create_graph=True)
+    return 5 * grads.square().flatten(1).sum(1).mean()
+
+
+def four_native_passes(critic, x):
+    """Forward, input gradient, tangent forward, weight gradient of a Sequential of convolutions, LeakyReLU, Flatten, Linear."""
+
+    def convolution_backward(layer, g, x, mask):
+        return torch.ops.aten.convolution_backward(
+            g, x, layer.weight, None, layer.stride, layer.padding, layer.dilation, False, [0, 0], layer.groups, mask
+        )
+
+    kept, adjoints = [], []
+    with torch.no_grad():
+        for layer in critic:
+            kept.append(x)
+            x = layer(x)
+        g = torch.ones_like(x)
+        for layer, x in zip(reversed(critic), reversed(kept)):
+            adjoints.append(g)
+            match layer:
+                case nn.Conv2d():
+                    g = convolution_backward(layer, g, x, [True, False, False])[0]
+                case nn.LeakyReLU():
+                    g = torch.ops.aten.leaky_relu_backward(g, x, layer.negative_slope, False)
+                case nn.Linear():
+                    g = g @ layer.weight
+                case nn.Flatten():
+                    g = g.view(x.shape)
+        t = g
+        for layer, x, g in zip(critic, kept, reversed(adjoints)):
+            match layer:
+                case nn.Conv2d():
+                    convolution_backward(layer, g, t, [False, True, False])
+                    t = nn.functional.conv2d(t, layer.weight, None, layer.stride, layer.padding, layer.dilation)
+                case nn.LeakyReLU():
+                    t = torch.ops.aten.leaky_relu_backward(t, x, layer.negative_slope, False)
+                case nn.Linear():
+                    g.t() @ t
+                case nn.Flatten():
+                    t = t.flatten(1)
+
+
+def prepare(make_critic, shape, layout, device, ours, stock, compiled=False, goals=()):
+    """All variants of one penalty on one critic; `compiled` adds whole compiled steps, backward inside."""
+    critic = make_critic().to(device, memory_format=LAYOUTS[layout])
+    parameters = list(critic.parameters())
+
+    def images():
+        return torch.randn(shape, device=device).to(memory_format=LAYOUTS[layout])
+
+    inputs = rotated(lambda: (images(), images(), torch.rand(shape[0], device=device)), device)
+
+    def step(penalty):
+        def run(i):
+            penalty(critic, *inputs[i % len(inputs)]).backward()
+
+        return run
+
+    def compiled_step(penalty):
+        @torch.compile(fullgraph=True)
+        def gradients(real, fake, eps):
+            return torch.autograd.grad(penalty(critic, real, fake, eps), parameters, allow_unused=True)
+
+        def run(i):
+            real, fake, eps = inputs[i % len(inputs)]
+            # the requires_grad_() of an intermediate does not compile before torch 2.12
+            with torch._dynamo.config.patch(trace_autograd_ops=True):
+                for parameter, grad in zip(parameters, gradients(real.detach().requires_grad_(), fake, eps)):
+                    parameter.grad = grad
+
+        return run
+
+    def forget_gradients(i):
+        for parameter in parameters:
+            parameter.grad = None
+
+    def results(run):
+        run(0)
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        forget_gradients(0)
+        return grads
+
+    def check():
+        # stock and we may take different kernels, only one of which multiplies in TF32
+        rounding = 2**-10 if device == "cuda" and torch.backends.cudnn.allow_tf32 else None
+        double = copy.deepcopy(critic).double()
+        value = stock(double, *(t.double() for t in inputs[0]))
+        exact = torch.autograd.grad(value, list(double.parameters()), allow_unused=True, materialize_grads=True)
+        of_stock = results(variants["stock"])
+        for name in variants:
+            if name.startswith("gankernels"):
+                assert_accurate(results(variants[name]), of_stock, exact, f"gradient, {name}", rounding)
+        values = [[penalty(critic, *inputs[0]).detach()] for penalty in (ours, stock)]
+        assert_accurate(*values, [value.detach()], "penalty", rounding)
+
+    variants = {
+        "gankernels": step(ours),
+        "stock": step(stock),
+        "floor": lambda i: four_native_passes(critic, inputs[i % len(inputs)][0]),
+    }
+    if compiled:
+        variants |= {"gankernels_compiled": compiled_step(ours), "stock_compiled": compiled_step(stock)}
+    return Workload(variants, check, forget_gradients, forward=lambda: critic(inputs[0][0]), goals=dict(goals))
+
+
+VARIANTS = ("gankernels", "stock", "floor")
+COMPILED = ("gankernels_compiled", "stock_compiled")
+
+
+@case(*VARIANTS, layout=LAYOUTS)
+def test_gradient_penalty(device, layout):
+    goal = 1.8 if device == "cuda" else {"nchw": 1.7, "channels_last": 2.0}[layout]
+    return prepare(critic64, (32, 3, 64, 64), layout, device, ours_gp, stock_gp, goals={"stock": goal})
+
+
+@case(*VARIANTS, layout=LAYOUTS)
+def test_r1_penalty(device, layout):
+    return prepare(critic64, (32, 3, 64, 64), layout, device, ours_r1, stock_r1)
+
+
+@case(*VARIANTS)
+def test_gradient_penalty_digits(device):
+    return prepare(digits_critic, (64, 1, 8, 8), "nchw", device, ours_gp, stock_gp)
+
+
+@case(*VARIANTS, *COMPILED)
+def test_gradient_penalty_compiled(device):
+    return prepare(critic64, (32, 3, 64, 64), "nchw", device, ours_gp, stock_gp, compiled=True)
+
+
+@case(*VARIANTS, *COMPILED)
+def test_gradient_penalty_digits_compiled(device):
+    return prepare(digits_critic, (64, 1, 8, 8), "nchw", device, ours_gp, stock_gp, compiled=True)

@@ -1,0 +1,82 @@
+"""Spectral normalisation of all layers of a discriminator, one power iteration in training mode, against
+torch.nn.utils.parametrizations.spectral_norm on each layer.
+
+The floor of a forward is two reads of every weight W for the iteration and one read and one write for W/σ. A backward adds two reads
+for ⟨G, Ŵ⟩ and one read and one write for the gradient.
+"""
+
+import copy
+
+import torch
+from torch.nn.utils import parametrizations
+
+import gankernels as gk
+
+from .harness import Workload, assert_accurate, case, copy_of, nbytes, rotated
+from .networks import biggan128_weights, sngan32_weights
+
+NETWORKS = {"sngan32": sngan32_weights, "biggan128": biggan128_weights}
+
+
+def prepare(network, direction, device, compiled=False):
+    plain = NETWORKS[network]().to(device)
+    grads = [torch.randn_like(weight) for weight in plain()]
+    size = nbytes(plain)
+
+    def stock():
+        model = copy.deepcopy(plain)
+        for layer in model:
+            parametrizations.spectral_norm(layer)
+        return model
+
+    def ours():
+        return gk.nn.spectral_norm(copy.deepcopy(plain))
+
+    def run(models):
+        def forward(i):
+            return models[i % len(models)]()
+
+        def forward_backward(i):
+            torch.autograd.backward(forward(i), grads)
+
+        return forward if direction == "forward" else forward_backward
+
+    def forget_gradients(i):
+        for model in ours_models + stock_models:
+            for parameter in model.parameters():
+                parameter.grad = None
+
+    def results(model, dtype=torch.float32):
+        weights = model()
+        torch.autograd.backward(weights, [grad.to(dtype) for grad in grads])
+        gradients = [layer.parametrizations.weight.original.grad for layer in model]
+        return [weight.detach() for weight in weights] + gradients
+
+    def check():
+        reference = stock()
+        candidate = ours()
+        candidate.load_state_dict(reference.state_dict())
+        exact = results(copy.deepcopy(reference).double(), torch.float64)
+        assert_accurate(results(candidate), results(reference), exact, "W/sigma and its gradient")
+
+    ours_models, stock_models = rotated(ours, device), rotated(stock, device)
+    variants = {"gankernels": run(ours_models), "stock": run(stock_models)}
+    if compiled:
+        variants["stock_compiled"] = run([torch.compile(stock_models[0])])
+    bytes_moved = size * (4 if direction == "forward" else 8)
+    variants["floor"] = copy_of(bytes_moved, device)
+    if direction == "forward":
+        goals = {"stock": 1.0, "floor": 1 / 1.5}
+    else:
+        goals = {"stock": 10.0 if device == "cuda" and network == "biggan128" else 2.0}
+    return Workload(variants, check, forget_gradients, bytes=bytes_moved, goals=goals)
+
+
+@case("gankernels", "stock", "floor", network=NETWORKS, direction=["forward", "forward_backward"])
+def test_spectral_norm(device, network, direction):
+    return prepare(network, direction, device)
+
+
+@case("gankernels", "stock", "stock_compiled", "floor", network=["sngan32"], direction=["forward_backward"])
+def test_spectral_norm_compiled(device, network, direction):
+    return prepare(network, direction, device, compiled=True)

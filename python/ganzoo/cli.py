@@ -1,0 +1,146 @@
+"""The command line. `ganzoo train <variant>` takes the fields of the variant's dataclass and of a run's."""
+
+import contextlib
+import functools
+import io
+import re
+import shlex
+import sys
+from typing import Annotated
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.extras import SubcommandApp
+
+import ganzoo
+from ganzoo.errors import ArgumentError, Error
+from ganzoo.training.run import RunOptions
+from ganzoo.variants import list_variants, variant_class
+
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
+"""Parts of what PyTorch's RuntimeErrors say when an allocation fails."""
+
+
+def list_command():
+    """List the variants."""
+    for name in list_variants():
+        print(f"{name:10}{variant_class(name).__doc__.splitlines()[0]}")
+
+
+def sample_command(
+    run: Annotated[str, Positional, arg(metavar="RUN")], n: int = 64, seed: int = 0, out: str = "samples.png"
+):
+    """Draw images from a trained generator into a PNG. Needs no data set.
+
+    Args:
+        run: The folder of a run, or a generator.safetensors by itself.
+        n: How many images.
+        seed: Decides the latents.
+        out: The PNG to write.
+    """
+    from ganzoo.plots import save_grid
+    from ganzoo.training.checkpoint import load
+
+    if n < 1:
+        raise ArgumentError("n", "at least 1", n)
+    images = load(run).sample(n, seed=seed)
+    try:
+        save_grid(out, images)
+    except OSError as error:
+        raise ArgumentError("out", f"a file that can be written ({error.strerror})", out) from error
+    print(f"Wrote {out}")
+
+
+def resume_command(run: Annotated[str, Positional, arg(metavar="RUN")], steps: int = 0):
+    """Go on with a run from its last checkpoint, to the bit on the CPU.
+
+    Args:
+        run: The folder of the run.
+        steps: Generator steps to end at; 0 for those the run was started with.
+    """
+    from ganzoo.training.run import resume
+
+    resume(run, steps)
+
+
+def _train_command(variant_type):
+    def command(variant: OmitArgPrefixes[variant_type], run: OmitArgPrefixes[RunOptions]):
+        from ganzoo.training.run import train
+
+        train(variant, run, shlex.join(["ganzoo", *sys.argv[1:]]))
+
+    command.__doc__ = variant_type.__doc__
+    return command
+
+
+def _deferred(command):
+    """The same command line, but what it returns does the work, so that only parsing happens inside tyro."""
+
+    @functools.wraps(command)
+    def parsed(*args, **kwargs):
+        return functools.partial(command, *args, **kwargs)
+
+    return parsed
+
+
+def _app():
+    app, variants = SubcommandApp(), SubcommandApp()
+    for name in list_variants():
+        variants.command(_deferred(_train_command(variant_class(name))), name=name)
+    app.command(variants, name="train", help="Train a variant on scikit-learn's handwritten digits.")
+    app.command(_deferred(resume_command), name="resume")
+    app.command(_deferred(sample_command), name="sample")
+    app.command(_deferred(list_command), name="list")
+    return app
+
+
+def _as_sentence(box):
+    """The message in the box that tyro draws around a mistake on the command line, as one sentence.
+
+    Its first line is a title. Where the terminal has no line-drawing characters only the rules between its parts are
+    drawn.
+    """
+    rows = " ".join(row.strip("│ ") for row in box.splitlines()[1:] if row[:1] != "╰")
+    parts = [re.sub(r"\s+", " ", part).strip(" .:") for part in re.split("[─-]{3,}", rows)]
+    said = [part for part in parts if part and not part.startswith(("For full helptext", "Argument helptext"))]
+    text = "; ".join(part[:1].lower() + part[1:] for part in said)
+    for pattern, words in _REWORDED.items():
+        text = re.sub(pattern, words, text)
+    return f"ganzoo: {text}."
+
+
+_REWORDED = {
+    r"error parsing (\S+): invalid literal for int\(\) with base 10: (.*)": r"\1 must be a whole number, got \2",
+    r"error parsing (\S+): could not convert string to float: (.*)": r"\1 must be a number, got \2",
+    r"perhaps you meant: (--\S+).*": r"perhaps you meant \1",
+    r"missing value for argument '(\S+)'\. Expected (\d+) values": r"\1 must be given \2 value(s), and fewer came",
+    r"missing from (.*): ([A-Z]+) (.*)\. \(required\)": r"\1 needs \2: \3",
+}
+
+
+def main():
+    """Entry point of `ganzoo`. A mistake in the input ends it with one sentence on stderr and exit status 2."""
+    refused = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(refused):
+            command = _app().cli(prog="ganzoo", description=ganzoo.__doc__.splitlines()[0])
+    except SystemExit as ending:
+        sys.exit(_fail(_as_sentence(refused.getvalue())) if ending.code else 0)
+    try:
+        command()
+    except ArgumentError as error:
+        sys.exit(_fail(error.on_command_line()))
+    except Error as error:
+        sys.exit(_fail(str(error)))
+    except OSError as error:
+        sys.exit(_fail(f"ganzoo: {error.filename or 'the disk'} cannot be used: {error.strerror}."))
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in OUT_OF_MEMORY):
+            raise
+        sys.exit(_fail("ganzoo: the memory is too small for networks and batches of this size."))
+    except KeyboardInterrupt:
+        sys.exit(_fail("ganzoo: stopped; `ganzoo resume` goes on from the run's last checkpoint."))
+
+
+def _fail(sentence):
+    print(sentence, file=sys.stderr)
+    return 2

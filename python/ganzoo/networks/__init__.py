@@ -1,0 +1,16 @@
+"""Families of networks. Each generator maps latents (N, latent) to images (N, C, H, W) in [−1, 1]; each
+discriminator or critic maps images to one raw score per image, (N,)."""
+
+from ganzoo.errors import ArgumentError
+
+
+def doublings(image_shape):
+    """How often 4×4 must double to reach the images: 1 for 8×8, 2 for 16×16, and so on.
+
+    Raises `ArgumentError` unless the images are square with a side of 8·2^k pixels.
+    """
+    channels, height, width = image_shape
+    count = (height // 4).bit_length() - 1
+    if height != width or count < 1 or 4 * 2**count != height:
+        raise ArgumentError("images", "square with a side of 8, 16, 32, ... pixels", f"{height} x {width}")
+    return count

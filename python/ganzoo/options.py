@@ -1,0 +1,65 @@
+"""Types that say which values an option may take, and the check that every dataclass of options runs.
+
+With these, `Options(steps=0).check()` raises "ganzoo: steps must be at least 1, got 0.":
+
+    @dataclass
+    class Options(Checked):
+        steps: Count = 100
+        lr: Positive = 1e-4
+"""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from ganzoo.errors import ArgumentError
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """What a value must satisfy, as a predicate and as the words that follow "must be"."""
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+def _is_decay(value):
+    return 0 <= value < 1
+
+
+Count = Annotated[int, Range(lambda value: value >= 1, "at least 1")]
+CountOrZero = Annotated[int, Range(lambda value: value >= 0, "at least 0")]
+Positive = Annotated[float, Range(lambda value: 0 < value < math.inf, "a finite number above 0")]
+Decay = Annotated[float, Range(_is_decay, "at least 0 and below 1")]
+Betas = Annotated[
+    tuple[float, float], Range(lambda pair: all(map(_is_decay, pair)), "two numbers, each at least 0 and below 1")
+]
+
+_NOUNS = {int: "a whole number", float: "a number", str: "text"}
+
+
+def _has_type(value, kind):
+    if typing.get_origin(kind) is tuple:
+        kinds = typing.get_args(kind)
+        return isinstance(value, (tuple, list)) and len(value) == len(kinds) and all(map(_has_type, value, kinds))
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+class Checked:
+    """Base of the dataclasses whose fields are annotated with the types of this module."""
+
+    def check(self):
+        """Raise `ArgumentError` for the first field whose type or value is not allowed."""
+        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
+            kind, *constraints = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
+            value = getattr(self, name)
+            ranges = [constraint for constraint in constraints if isinstance(constraint, Range)]
+            if not _has_type(value, kind):
+                raise ArgumentError(name, _NOUNS[kind] if kind in _NOUNS else ranges[0].words, repr(value))
+            for allowed in ranges:
+                if not allowed.holds(value):
+                    raise ArgumentError(name, allowed.words, value)

@@ -1,0 +1,40 @@
+"""The ops that a variant trains with, as one object, so that every variant can also be trained with stock PyTorch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ganzoo.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Ops:
+    """A family of ops under the names and signatures of `gankernels`.
+
+    `Adam` and `RMSprop` take torch.optim's arguments, `clip=c` to clip the weights to [−c, c] after the update, and
+    `ema=` with `ema_decay=` to average them; `spectral_norm` takes a whole network and returns it.
+    """
+
+    name: str
+    gradient_penalty: Callable
+    spectral_norm: Callable
+    Adam: Callable
+    RMSprop: Callable
+
+
+def get_ops(name):
+    """The family of that name: `gankernels`, or `stock` for the same maths in PyTorch's own ops."""
+    if name == "gankernels":
+        import gankernels
+
+        return Ops(
+            name,
+            gankernels.gradient_penalty,
+            gankernels.nn.spectral_norm,
+            gankernels.optim.Adam,
+            gankernels.optim.RMSprop,
+        )
+    if name == "stock":
+        from ganzoo.training import stock
+
+        return Ops(name, stock.gradient_penalty, stock.spectral_norm, stock.Adam, stock.RMSprop)
+    raise ArgumentError("ops", "gankernels or stock", repr(name))

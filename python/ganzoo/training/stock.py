@@ -1,0 +1,52 @@
+"""What `ganzoo.training.ops` asks for, in stock PyTorch and as PyTorch users write it: the other side of the speed
+comparison."""
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+
+def gradient_penalty(critic, real, fake, *, weight=10.0):
+    """weight·E (‖∇f(x̂)‖₂ − 1)² over x̂ = εx + (1 − ε)G(z), ε ~ U(0, 1) per sample, by
+    `autograd.grad(create_graph=True)`."""
+    eps = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device, dtype=real.dtype)
+    mixed = (eps * real + (1 - eps) * fake).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(critic(mixed).sum(), mixed, create_graph=True)
+    return weight * (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def spectral_norm(network):
+    """`torch.nn.utils.parametrizations.spectral_norm` on every convolution and linear layer of the network, which is
+    returned."""
+    for layer in list(network.modules()):
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            parametrizations.spectral_norm(layer)
+    return network
+
+
+class _ClipAndAverage:
+    """Adds `clip` and `ema` to one of torch.optim's optimisers, as passes of their own after its step."""
+
+    def __init__(self, params, *, clip=None, ema=None, ema_decay=0.999, **options):
+        params = list(params)
+        super().__init__(params, **options)
+        self._params, self._clip, self._ema = params, clip, ema and list(ema)
+        self._average = get_ema_multi_avg_fn(ema_decay)
+
+    @torch.no_grad()
+    def step(self):
+        super().step()
+        if self._clip is not None:
+            for param in self._params:
+                param.clamp_(-self._clip, self._clip)
+        if self._ema:
+            self._average(self._ema, self._params, None)
+
+
+class Adam(_ClipAndAverage, torch.optim.Adam):
+    pass
+
+
+class RMSprop(_ClipAndAverage, torch.optim.RMSprop):
+    pass

@@ -1,0 +1,18 @@
+"""The GANs, one paper a file, each registered by name when this package is imported."""
+
+from ganzoo.variants import gan, sngan, wgan, wgan_gp
+from ganzoo.variants.base import Networks, Player, Variant, create, list_variants, register, variant_class
+
+__all__ = [
+    "Networks",
+    "Player",
+    "Variant",
+    "create",
+    "gan",
+    "list_variants",
+    "register",
+    "sngan",
+    "variant_class",
+    "wgan",
+    "wgan_gp",
+]

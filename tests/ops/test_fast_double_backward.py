@@ -1,0 +1,325 @@
+"""Routed layers against stock autograd: values, derivatives to third order, and the passes that are not made."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import gankernels as gk
+
+IMAGE, SEQUENCE, VOLUME = (2, 4, 6, 5), (2, 4, 7), (1, 4, 3, 3, 4)
+
+
+class ConvolutionCalls(TorchDispatchMode):
+    """Counts convolution passes: forward (or tangent), input gradient, weight gradient."""
+
+    def __enter__(self):
+        self.forward = self.input = self.weight = 0
+        return super().__enter__()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.convolution.default:
+            self.forward += 1
+        elif func is torch.ops.aten.convolution_backward.default:
+            self.input += args[-1][0]
+            self.weight += args[-1][1]
+        return func(*args, **(kwargs or {}))
+
+
+# Linear in their parameters and piecewise linear in x.
+LAYERS = {
+    "conv1d": (nn.Conv1d(4, 6, 3, 2, 1), SEQUENCE),
+    "conv2d": (nn.Conv2d(4, 6, 3, 2, 1), IMAGE),
+    "conv2d_groups_dilation_no_bias": (nn.Conv2d(4, 6, 2, dilation=2, groups=2, bias=False), IMAGE),
+    "conv2d_same": (nn.Conv2d(4, 6, (3, 5), padding="same"), IMAGE),
+    "conv2d_same_even": (nn.Conv2d(4, 6, 4, padding="same"), IMAGE),
+    "conv2d_valid": (nn.Conv2d(4, 6, 3, padding="valid"), IMAGE),
+    "conv2d_reflect": (nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), IMAGE),
+    "conv2d_replicate": (nn.Conv2d(4, 6, 3, padding=1, padding_mode="replicate"), IMAGE),
+    "conv2d_unbatched": (nn.Conv2d(4, 6, 3), IMAGE[1:]),
+    "conv3d": (nn.Conv3d(4, 3, 3, padding=1), VOLUME),
+    "conv_transpose1d": (nn.ConvTranspose1d(4, 3, 4, 2, 1), SEQUENCE),
+    "conv_transpose2d": (nn.ConvTranspose2d(4, 6, 3, 2, 1, output_padding=1, groups=2), IMAGE),
+    "conv_transpose3d": (nn.ConvTranspose3d(4, 2, 3), VOLUME),
+    "linear": (nn.Linear(5, 3), IMAGE),
+    "linear_vector": (nn.Linear(4, 3, bias=False), (4,)),
+    "relu": (nn.ReLU(), IMAGE),
+    "relu_inplace": (nn.ReLU(inplace=True), IMAGE),
+    "relu_method": (torch.Tensor.relu, IMAGE),
+    "leaky_relu": (nn.LeakyReLU(0.2), IMAGE),
+    "leaky_relu_inplace": (nn.LeakyReLU(0.2, inplace=True), IMAGE),
+    "leaky_relu_negative_slope": (nn.LeakyReLU(-0.3), IMAGE),
+    "rrelu": (nn.RReLU().eval(), IMAGE),
+    "relu6": (nn.ReLU6(), IMAGE),
+    "hardtanh": (nn.Hardtanh(-0.5, 0.7), IMAGE),
+    "threshold": (nn.Threshold(0.1, 2.0), IMAGE),
+    "abs": (torch.abs, IMAGE),
+    "max_pool1d": (nn.MaxPool1d(2), SEQUENCE),
+    "max_pool2d": (nn.MaxPool2d(3, 2, 1, ceil_mode=True), IMAGE),
+    "max_pool2d_dilation": (nn.MaxPool2d(2, 1, dilation=2), IMAGE),
+    "max_pool3d": (nn.MaxPool3d(2), VOLUME),
+    "avg_pool1d": (nn.AvgPool1d(2), SEQUENCE),
+    "avg_pool2d": (nn.AvgPool2d(3, 2, 1, count_include_pad=False), IMAGE),
+    "avg_pool2d_divisor": (nn.AvgPool2d(2, divisor_override=3), IMAGE),
+    "avg_pool3d": (nn.AvgPool3d(2), VOLUME),
+    "adaptive_avg_pool2d": (nn.AdaptiveAvgPool2d((3, 2)), IMAGE),
+    "adaptive_avg_pool2d_global": (nn.AdaptiveAvgPool2d(1), IMAGE),
+    "reflection_pad1d": (nn.ReflectionPad1d(2), SEQUENCE),
+    "reflection_pad2d": (nn.ReflectionPad2d((1, 2, 0, 3)), IMAGE),
+    "replication_pad2d": (nn.ReplicationPad2d(1), IMAGE),
+}
+STOCK_ALREADY = {"conv2d_same_even", "conv2d_unbatched", "adaptive_avg_pool2d_global"}  # nothing of theirs is routed
+
+each_layer = pytest.mark.parametrize("name", LAYERS)
+
+
+def layer_and_input(name, layout=torch.contiguous_format):
+    layer, shape = LAYERS[name]
+    if isinstance(layer, nn.Module):
+        layer = layer.double()
+        layer.zero_grad(set_to_none=True)
+    x = torch.randn(shape, dtype=torch.float64)
+    return layer, x.contiguous(memory_format=layout) if x.dim() == 4 else x
+
+
+def routed(layer):
+    def call(x):
+        with gk.fast_double_backward():
+            return layer(x * 1)  # in-place layers need an input that is not a leaf
+
+    return call
+
+
+def penalty_and_gradients(forward, layer, x):
+    """First- and second-order gradients in x and the parameters of a loss that is quadratic in the input gradient."""
+    parameters = list(layer.parameters()) if isinstance(layer, nn.Module) else []
+    x = x.clone().requires_grad_()
+    y = forward(x)
+    (g,) = torch.autograd.grad((y * y.detach().cos()).sum() + y.square().sum(), x, create_graph=True)
+    first = torch.autograd.grad(y.square().sum(), [x, *parameters], retain_graph=True)
+    second = torch.autograd.grad(g.square().sum(), [x, *parameters], allow_unused=True)
+    return y, g, *first, *second
+
+
+@each_layer
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last), ids=("nchw", "channels_last"))
+def test_equals_stock_to_second_order(name, layout):
+    layer, x = layer_and_input(name, layout)
+    stock = penalty_and_gradients(lambda x: layer(x * 1), layer, x)
+    ours = penalty_and_gradients(routed(layer), layer, x)
+    assert name == "rrelu" or ours[0].stride() == stock[0].stride()  # stock's RReLU forgets channels_last
+    for a, b in zip(ours, stock, strict=True):
+        a = torch.zeros_like(b) if a is None and b is not None else a
+        assert (a is None and b is None) or torch.allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+@each_layer
+def test_gradcheck(name):
+    layer, x = layer_and_input(name)
+    assert gradcheck(routed(layer), (x.requires_grad_(),), fast_mode=True)
+
+
+# One of each family of nodes: each is closed under differentiation, so three orders show every order.
+@pytest.mark.parametrize("name", ("conv1d", "conv_transpose1d", "linear", "leaky_relu", "max_pool1d", "avg_pool1d"))
+def test_gradcheck_to_third_order(name):
+    layer, _ = layer_and_input(name)
+    x = torch.randn((1, 4, 5) if "1d" in name else (3, 5), dtype=torch.float64, requires_grad=True)
+    parameters = {}
+    if isinstance(layer, nn.Module):
+        parameters = {n: p.detach().clone().requires_grad_() for n, p in layer.named_parameters()}
+
+    def input_gradient(x, *values):
+        with gk.fast_double_backward():
+            y = torch.func.functional_call(layer, dict(zip(parameters, values)), (x * 1,))
+        return torch.autograd.grad(y.square().sum(), x, create_graph=True)[0]
+
+    assert gradgradcheck(input_gradient, (x, *parameters.values()), fast_mode=True)
+
+
+@each_layer
+def test_no_zeros_flow_back(name):
+    """The gradient of the input gradient is absent at the input of a (piecewise) linear layer."""
+    layer, x = layer_and_input(name)
+    if name in STOCK_ALREADY:
+        pytest.skip("left to stock")
+    x.requires_grad_()
+    y = routed(layer)(x)
+    (g,) = torch.autograd.grad(y, x, torch.randn_like(y).requires_grad_(), create_graph=True)
+    assert g.requires_grad
+    assert torch.autograd.grad(g.sum(), x, allow_unused=True) == (None,)
+
+
+@each_layer
+def test_compiled_step_equals_eager(name):
+    layer, x = layer_and_input(name)
+    parameters = list(layer.parameters()) if isinstance(layer, nn.Module) else []
+    if not parameters:
+        layer = nn.Sequential(nn.Identity(), *([layer] if isinstance(layer, nn.Module) else []), nn.Flatten(0)).double()
+        scale = nn.Parameter(torch.tensor(1.3, dtype=torch.float64))
+        parameters, inner = [scale], layer
+        layer = lambda x: inner(x * scale)  # noqa: E731
+
+    def step(x):
+        with gk.fast_double_backward():
+            y = layer(x * 1)
+        (g,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        return g.square().sum()
+
+    results = []
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+            loss = function(x.clone().requires_grad_())
+            results.append((loss, *torch.autograd.grad(loss, parameters, allow_unused=True)))
+    for eager, compiled in zip(*results, strict=True):
+        assert (eager is None and compiled is None) or torch.allclose(eager, compiled, rtol=1e-12, atol=1e-12)
+
+
+def critic(inplace=False):
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 4, 2, 1),
+        nn.LeakyReLU(0.2, inplace),
+        nn.Conv2d(8, 16, 4, 2, 1),
+        nn.LeakyReLU(0.2, inplace),
+        nn.Conv2d(16, 24, 4, 2, 1),
+        nn.LeakyReLU(0.2, inplace),
+        nn.Flatten(),
+        nn.Linear(96, 1),
+    ).double()
+
+
+@pytest.mark.parametrize("inplace", (False, True))
+def test_a_penalty_takes_four_passes(inplace):
+    model, x = critic(inplace), torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    with ConvolutionCalls() as first:
+        penalty = gk.r1_penalty(model, x)
+    assert (first.forward, first.input, first.weight) == (3, 3, 0), "forward and input gradient, no weight gradient"
+    with ConvolutionCalls() as second:
+        penalty.backward()
+    assert (second.forward, second.input, second.weight) == (3, 0, 3), "tangent forward and weight gradient"
+
+
+def test_a_compiled_penalty_takes_four_passes():
+    model, x = critic(), torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    targets = []
+
+    def record(graph, inputs):
+        targets.extend((node.target, node.args) for node in graph.graph.nodes if node.op == "call_function")
+        return graph
+
+    def backend(graph, inputs):
+        from torch._functorch.aot_autograd import aot_module_simplified
+
+        return aot_module_simplified(graph, inputs, fw_compiler=record, bw_compiler=record)
+
+    def step(x):
+        gk.r1_penalty(model, x).backward()
+
+    with torch._dynamo.config.patch(trace_autograd_ops=True):
+        torch.compile(step, fullgraph=True, backend=backend)(x)
+    forward = sum(t is torch.ops.aten.convolution.default for t, _ in targets)
+    backward = [args[-1][:2] for t, args in targets if t is torch.ops.aten.convolution_backward.default]
+    assert forward == 6 and sorted(backward) == [[False, True]] * 3 + [[True, False]] * 3
+
+
+def test_first_order_backward_is_one_call_per_layer():
+    model, x = critic(), torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    with gk.fast_double_backward():
+        loss = model(x).sum()
+    with ConvolutionCalls() as calls:
+        loss.backward()
+    assert (calls.forward, calls.input, calls.weight) == (0, 2, 3), "none to the images, who do not ask"
+
+
+def test_no_weight_gradients():
+    model, x = critic(), torch.randn(2, 3, 16, 16, dtype=torch.float64, requires_grad=True)
+    with gk.fast_double_backward():
+        loss = model(x).sum()
+    with gk.no_weight_gradients(), gk.no_weight_gradients(), ConvolutionCalls() as calls:
+        loss.backward(retain_graph=True)
+    assert calls.weight == 0 and x.grad is not None
+    assert model[0].weight.grad is None and model[7].weight.grad is None and model[0].bias.grad is not None
+    loss.backward()
+    assert model[0].weight.grad is not None, "the switch ends with its scope"
+
+
+def test_no_weight_gradients_ends_on_an_error():
+    with pytest.raises(KeyError), gk.no_weight_gradients():
+        raise KeyError
+    model = nn.Linear(2, 2)
+    with gk.fast_double_backward():
+        model(torch.ones(1, 2)).sum().backward()
+    assert model.weight.grad is not None
+
+
+def test_inplace_activation_writes_its_input():
+    x = torch.randn(3, 4, requires_grad=True)
+    with gk.fast_double_backward():
+        hidden = x * 1
+        out = F.leaky_relu(hidden, 0.2, inplace=True)
+    assert out is hidden and torch.equal(hidden, F.leaky_relu(x, 0.2))
+
+
+def test_writing_to_what_a_layer_saved_is_noticed():
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    layer = nn.Conv2d(3, 4, 3)
+    with gk.fast_double_backward():
+        hidden = x * 1
+        y = layer(hidden)
+    hidden.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_autocast_runs_in_low_precision_and_casts_back():
+    model, x = critic().float(), torch.randn(2, 3, 16, 16)
+    dtypes = []
+    results = []
+    for mode in (gk.fast_double_backward, torch.autograd.set_detect_anomaly):
+        xs = x.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16), mode() if mode is gk.fast_double_backward else torch.enable_grad():
+            y = model(xs)
+        dtypes.append(y.dtype)
+        results.append(torch.autograd.grad(y.float().sum(), [xs, *model.parameters()]))
+    assert dtypes == [torch.bfloat16] * 2
+    for a, b in zip(*results):
+        assert a.dtype == b.dtype == torch.float32
+        assert (a - b).norm() <= 0.02 * b.norm()
+
+
+def test_tensor_subclasses_pass_through():
+    class Logged(torch.Tensor):
+        pass
+
+    x = torch.randn(2, 4).as_subclass(Logged).requires_grad_()
+    with gk.fast_double_backward():
+        y = F.relu(x)
+    assert type(y) is Logged
+    assert "Local" not in y.grad_fn.name() + y.grad_fn.next_functions[0][0].name(), "routed"
+
+
+def test_torch_func_passes_through():
+    model, x = critic(), torch.randn(2, 3, 16, 16, dtype=torch.float64)
+
+    def score(x):
+        with gk.fast_double_backward():
+            return model(x).sum()
+
+    assert torch.allclose(torch.func.grad(score)(x), torch.func.grad(lambda x: model(x).sum())(x))
+
+
+def test_a_network_it_does_not_know_stays_right():
+    class Smooth(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8), nn.Linear(8, 1)
+
+        def forward(self, x):
+            h = F.silu(self.norm(self.conv(x)))
+            return self.head(F.gelu(h.mean((2, 3))) * torch.tanh(h).amax((2, 3)))
+
+    model, x = Smooth().double(), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    results = [penalty_and_gradients(f, model, x) for f in (model, routed(model))]
+    for a, b in zip(*results, strict=True):
+        assert (a is None and b is None) or torch.allclose(a, b, rtol=1e-10, atol=1e-12)

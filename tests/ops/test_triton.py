@@ -1,0 +1,80 @@
+"""Triton kernels without a GPU: interpreted in a process of its own, and compiled ahead of time for each architecture."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from gankernels._triton import BLOCK  # noqa: E402
+from gankernels.ops import grad_norm_penalty, interpolate  # noqa: E402
+
+ARCHITECTURES = (80, 90, 100)
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+F, B, D, I = "*fp32", "*bf16", "*fp64", "i32"  # noqa: E741
+# kernel -> (argument types by dtype of the data, compile-time constants, whether its loads are streams)
+KERNELS = {
+    "interpolate": (interpolate.interpolate_kernel, lambda t, a: (t, t, a, t, I), {}, True),
+    "interpolate_bwd": (interpolate.interpolate_bwd_kernel, lambda t, a: (t, a, t, t, I), {}, True),
+    "sample_dots": (grad_norm_penalty.sample_dots_kernel, lambda t, a: (t, t, a, I), {}, True),
+    "norms": (grad_norm_penalty.norms_kernel, lambda t, a: (a, a, a, I), {"target": 1.0, "ONE_SIDED": True}, False),
+    "grad_norm_penalty_bwd": (
+        grad_norm_penalty.grad_norm_penalty_bwd_kernel,
+        lambda t, a: (a, t, a, t, I, I),
+        {"target": 1.0, "ONE_SIDED": False},
+        True,
+    ),
+    "grad_norm_penalty_bwd_bwd": (
+        grad_norm_penalty.grad_norm_penalty_bwd_bwd_kernel,
+        lambda t, a: (t, a, t, a, a, t, I, I),
+        {"target": 1.0, "ONE_SIDED": False},
+        True,
+    ),
+}
+
+
+def test_interpreted_in_a_process_of_its_own():
+    file = Path(__file__).with_name("test_triton_interpreted.py")
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
+        cwd=file.parents[2],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0 and " passed" in run.stdout, run.stdout[-4000:] + run.stderr[-2000:]
+
+
+@pytest.mark.parametrize("capability", ARCHITECTURES)
+@pytest.mark.parametrize("pointer", (F, B, D))
+@pytest.mark.parametrize("name", KERNELS)
+def test_compiles_ahead_of_time(name, pointer, capability, tmp_path):
+    kernel, types, constants, streams = KERNELS[name]
+    constants = {**constants, "BLOCK": BLOCK}
+    arguments = [n for n in kernel.arg_names if n not in constants]
+    signature = dict(zip(arguments, types(pointer, D if pointer == D else F), strict=True))
+    signature.update({n: "constexpr" for n in constants})
+    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if n in arguments}
+    compiled = triton.compile(
+        ASTSource(kernel, signature, constexprs=constants, attrs=aligned), target=GPUTarget("cuda", capability, 32)
+    )
+    ptx = compiled.asm["ptx"]
+    assert ".local" not in ptx, "an array went to local memory"
+    if streams:
+        assert any(f"ld.global{cache}.{wide}" in ptx for cache in ("", ".nc") for wide in ("v4.b32", "v2.b64")), "128-bit loads"
+    (tmp_path / "kernel.cubin").write_bytes(compiled.asm["cubin"])
+    usage = subprocess.run([CUOBJDUMP, "-res-usage", tmp_path / "kernel.cubin"], capture_output=True, text=True, check=True)
+    assert "STACK:0" in usage.stdout and "LOCAL:0" in usage.stdout, f"registers spilled: {usage.stdout}"
+
+
+def test_importing_gankernels_compiles_nothing():
+    code = "import sys, gankernels; assert not {'torch._inductor', 'ninja'} & set(sys.modules)"
+    env = {**os.environ, "PATH": "", "CC": "/nonexistent", "CXX": "/nonexistent"}
+    subprocess.run([sys.executable, "-c", code], check=True, env=env, cwd=Path(__file__).parents[2])
+    assert torch.ops.gankernels.interpolate

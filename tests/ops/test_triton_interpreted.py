@@ -1,0 +1,51 @@
+"""Every Triton kernel runs on the CPU under Triton's interpreter. In its own process, `TRITON_INTERPRET=1 pytest <this file>`, because
+the interpreter is chosen when a kernel is defined; test_triton.py starts it as part of the suite."""
+
+import os
+
+import pytest
+import torch
+
+import gankernels as gk  # noqa: F401  loads the ops
+from gankernels.ops import grad_norm_penalty, interpolate
+from tests.ops.specs import SPECS, TOLERANCE
+from tests.ops.test_suite import as_tuple, assert_close, double, inputs_of
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs in a process of its own")
+
+_op = torch.ops.gankernels
+LAUNCHERS = {
+    "interpolate": interpolate._interpolate_triton,
+    "interpolate_bwd": interpolate._interpolate_bwd_triton,
+    "grad_norm_penalty": grad_norm_penalty._grad_norm_penalty_triton,
+    "grad_norm_penalty_bwd": grad_norm_penalty._grad_norm_penalty_bwd_triton,
+}
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("layout", ("contiguous", "channels_last", "sliced", "transposed"))
+def test_interpreted_kernels_equal_the_reference(spec, dtype, layout):
+    launcher = next((LAUNCHERS[name] for name in sorted(LAUNCHERS, key=len)[::-1] if spec.name.startswith(name)), None)
+    if launcher is None:
+        pytest.skip("its GPU kernel is CUDA C++")
+    for size in ("odd", "one", "many"):
+        args = inputs_of(spec, size, dtype, "cpu", layout)
+        # the interpreter rounds to bfloat16 towards zero where a GPU rounds to nearest
+        tolerance = TOLERANCE[dtype] * (2 if dtype == torch.bfloat16 else 1)
+        for got, want in zip(as_tuple(launcher(*args)), as_tuple(spec.reference(*double(args)))):
+            assert_close(got, want, tolerance)
+
+
+@pytest.mark.parametrize("one_sided", (False, True))
+@pytest.mark.parametrize("target", (0.0, 5.0))
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32), ids=str)
+def test_interpreted_second_derivative_equals_the_cpu_kernel(one_sided, target, dtype):
+    for shape in ((3, 5, 7, 3), (2, 3, 30, 31), (1, 1)):
+        scale = torch.linspace(0, 2, shape[0], dtype=dtype).reshape(-1, *[1] * (len(shape) - 1))  # one norm is 0
+        grads, v = torch.randn(shape, dtype=dtype) * scale, torch.randn(shape, dtype=dtype)
+        _, norms = _op.grad_norm_penalty(grads, target, one_sided)
+        args = (v, torch.tensor(0.7, dtype=dtype), grads, norms, target, one_sided)
+        got = grad_norm_penalty._grad_norm_penalty_bwd_bwd_triton(*args)
+        for g, w in zip(got, _op.grad_norm_penalty_bwd_bwd(*args), strict=True):
+            assert_close(g, w.double(), TOLERANCE[dtype])

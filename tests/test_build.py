@@ -1,0 +1,64 @@
+"""What stands in the way of a build is said in one sentence."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+def build(**env):
+    return subprocess.run(
+        [sys.executable, "setup.py", "build_ext"], cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True
+    )
+
+
+def assert_one_sentence(run, text):
+    assert run.returncode != 0
+    last = run.stderr.strip().splitlines()[-1]
+    assert last.startswith("gankernels: ") and text in last and "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    (
+        ("raise ImportError", "PyTorch 2.10 or newer must be installed before gankernels"),
+        ("__version__ = '2.9.1+cpu'", "PyTorch 2.10 or newer is needed, and 2.9.1+cpu is installed"),
+    ),
+    ids=("missing", "too_old"),
+)
+def test_torch(source, text, tmp_path):
+    (tmp_path / "torch.py").write_text(source)
+    assert_one_sentence(build(PYTHONPATH=str(tmp_path)), text)
+
+
+def test_no_compiler():
+    assert_one_sentence(build(CXX="/nowhere/c++"), "a C++ compiler is needed")
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="needs a PyTorch without CUDA")
+def test_cuda_that_cannot_be():
+    assert_one_sentence(build(GANKERNELS_CUDA="1"), "GANKERNELS_CUDA=1 asks for CUDA kernels")
+
+
+def test_an_unknown_choice():
+    assert_one_sentence(build(GANKERNELS_CUDA="maybe"), "GANKERNELS_CUDA must be auto, 0 or 1, got 'maybe'")
+
+
+def test_missing_extension_is_named(tmp_path):
+    """A checkout that was not built says how to build it."""
+    (tmp_path / "gankernels").mkdir()
+    for name in ("__init__.py", "_registration.py"):
+        (tmp_path / "gankernels" / name).write_text((ROOT / "gankernels" / name).read_text())
+    run = subprocess.run([sys.executable, "-c", "import gankernels"], cwd=tmp_path, capture_output=True, text=True)
+    assert "the compiled extension _C is missing" in run.stderr.splitlines()[-1]
+
+
+def test_bug_report_lists_every_op():
+    run = subprocess.run([sys.executable, "-m", "gankernels"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for word in ("torch " + torch.__version__, "grad_norm_penalty", "spectral_normalize", "clip_weights_", "fast_convolution"):
+        assert word in run.stdout

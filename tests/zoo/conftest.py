@@ -1,0 +1,56 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from ganzoo.data.digits import digits
+from ganzoo.variants import create
+
+TINY = {
+    "gan": dict(width=4),
+    "wgan": dict(width=4, long_critic_steps=7, long_first=1, long_every=4),
+    "wgan-gp": dict(width=4),
+    "sngan": dict(width=4),
+}
+"""Options that make each variant quick, and visit both phases of WGAN's schedule within a few steps."""
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def images():
+    return digits()[0]
+
+
+@pytest.fixture(params=sorted(TINY))
+def tiny(request):
+    """Each variant in turn, small."""
+    return create(request.param, **TINY[request.param], latent=8, batch=16)
+
+
+@pytest.fixture(scope="session")
+def python():
+    """Starts another Python with this one's import path; returns the process."""
+
+    def start(*arguments, **options):
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            [sys.executable, *arguments], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+        )
+
+    return start
+
+
+def same(first, second):
+    """Whether two nests of dicts, lists and tensors are equal to the bit."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second

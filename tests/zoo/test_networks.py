@@ -1,0 +1,35 @@
+import pytest
+import torch
+from ganzoo import ArgumentError
+from ganzoo.networks import dcgan, sngan
+
+
+@pytest.mark.parametrize("family", [dcgan, sngan])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 16), (3, 64, 64)])
+def test_generator_and_discriminator_fit_each_other(family, shape):
+    images = family.Generator(5, shape, 2)(torch.randn(3, 5))
+    assert images.shape == (3, *shape) and images.abs().max() <= 1
+    assert family.Discriminator(shape, 2)(images).shape == (3,)
+
+
+def test_a_single_image_keeps_its_batch_dimension():
+    assert sngan.Discriminator((1, 8, 8), 2)(torch.zeros(1, 1, 8, 8)).shape == (1,)
+    assert dcgan.Discriminator((1, 8, 8), 2, batch_norm=False)(torch.zeros(1, 1, 8, 8)).shape == (1,)
+
+
+def test_dcgan_at_its_papers_size_has_its_papers_layers():
+    generator = dcgan.Generator(100, (3, 64, 64), 128)
+    shapes = [tuple(layer.weight.shape) for layer in generator if isinstance(layer, torch.nn.ConvTranspose2d)]
+    assert shapes == [(1024, 512, 4, 4), (512, 256, 4, 4), (256, 128, 4, 4), (128, 3, 4, 4)]
+    assert generator[0].weight.shape == (1024 * 4 * 4, 100)
+    discriminator = dcgan.Discriminator((3, 64, 64), 64)
+    kinds = [type(layer).__name__ for layer in discriminator if not isinstance(layer, torch.nn.LeakyReLU)]
+    assert kinds == ["Conv2d"] + ["Conv2d", "BatchNorm2d"] * 3 + ["Flatten", "Linear", "Flatten"]
+
+
+@pytest.mark.parametrize("shape", [(1, 12, 12), (1, 4, 4), (1, 16, 8), (1, 28, 28)])
+def test_other_sizes_are_refused_in_a_sentence(shape):
+    with pytest.raises(
+        ArgumentError, match=f"images must be square with a side of 8, 16, 32.* got {shape[1]} x {shape[2]}"
+    ):
+        dcgan.Generator(5, shape, 2)

@@ -1,0 +1,251 @@
+import json
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+import ganzoo
+import numpy as np
+import pytest
+import torch
+from .conftest import TINY
+from ganzoo import Trainer, cli
+from ganzoo.metrics.digits import DigitJudge
+from ganzoo.plots import save_grid
+from ganzoo.training.compare import compare_speed, speed_line
+from ganzoo.training.monitor import Monitor
+from PIL import Image
+
+QUICK = ["--width", "4", "--latent", "8", "--batch", "16", "--compare-blocks", "0"]
+
+
+@pytest.fixture
+def ganzoo_command(monkeypatch, capsys):
+    """Runs the command line in this process; returns its exit status, stdout and stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ganzoo", *map(str, arguments)])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as ending:
+            status = ending.code
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+def only_run(folder):
+    (run,) = Path(folder).iterdir()
+    return run
+
+
+def records(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_a_run_leaves_a_folder_that_explains_itself(name, ganzoo_command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = [*QUICK, *(["--long-critic-steps", "7"] if name == "wgan" else [])]
+    status, out, err = ganzoo_command("train", name, *options, "--steps", 12, "--seed", 5, "--save-every", 8)
+    assert (status, err) == (0, "")
+    run = only_run(tmp_path / "runs")
+    assert run.name.startswith(f"{name}-digits-") and run.name.endswith("-seed5")
+    assert {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} == {
+        "config.json",
+        "metrics.jsonl",
+        "curves.png",
+        "samples.png",
+        "samples/000008.png",
+        "samples/000012.png",
+        "generator.safetensors",
+        "checkpoint.pt",
+        "summary.json",
+    }
+    config = json.loads((run / "config.json").read_text())
+    assert config["command"] == f"ganzoo train {name} {' '.join(options)} --steps 12 --seed 5 --save-every 8"
+    assert config["options"]["width"] == 4 and config["run"]["seed"] == 5
+    assert config["versions"]["torch"] == torch.__version__
+    assert [record["step"] for record in records(run)] == [8, 10, 12]
+    assert ("wasserstein_estimate" in records(run)[0]) == name.startswith("wgan")
+    for picture in ("curves.png", "samples.png"):
+        assert np.asarray(Image.open(run / picture)).std() > 5
+    assert "of 1000 samples" in out
+
+    status, out, err = ganzoo_command("sample", run, "--n", 10, "--out", "drawn.png")
+    assert (status, out) == (0, "Wrote drawn.png\n")
+    assert Image.open("drawn.png").size == (8 * 70, 2 * 70)
+
+
+def test_killed_and_resumed_equals_uninterrupted(python, ganzoo_command, tmp_path):
+    options = ["train", "wgan-gp", *QUICK, "--steps", "30", "--seed", "1", "--save-every", "10"]
+    assert ganzoo_command(*options, "--runs", tmp_path / "straight")[0] == 0
+    straight = only_run(tmp_path / "straight")
+
+    process = python("-m", "ganzoo", *options, "--runs", str(tmp_path / "killed"))
+    while process.poll() is None and not list((tmp_path / "killed").glob("*/samples/000010.png")):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    killed = only_run(tmp_path / "killed")
+    assert not (killed / "summary.json").exists()
+    with open(killed / "metrics.jsonl", "a") as file:
+        file.write('{"step": 28, "sec')  # half a line, as a kill may leave it
+
+    assert ganzoo_command("resume", killed)[0] == 0
+    assert records(killed) == records(straight)
+    for name in ("generator.safetensors", "samples.png", "samples/000030.png"):
+        assert (killed / name).read_bytes() == (straight / name).read_bytes()
+
+
+def test_resume_goes_on_further(ganzoo_command, tmp_path):
+    assert ganzoo_command("train", "gan", *QUICK, "--steps", 20, "--runs", tmp_path / "long")[0] == 0
+    assert ganzoo_command("train", "gan", *QUICK, "--steps", 10, "--runs", tmp_path / "short")[0] == 0
+    run = only_run(tmp_path / "short")
+    assert ganzoo_command("resume", run) == (2, "", f"ganzoo: --steps must be above the 10 that {run} has, got 10.\n")
+    assert ganzoo_command("resume", run, "--steps", 20)[0] == 0
+    assert ganzoo.load(run).steps == 20
+    assert torch.equal(ganzoo.load(run).sample(3), ganzoo.load(only_run(tmp_path / "long")).sample(3))
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        ("train wgan-gp --steps 0", "--steps must be at least 1, got 0."),
+        ("train wgan-gp --critic-steps 0", "--critic-steps must be at least 1, got 0."),
+        ("train wgan-gp --steps many", "--steps must be a whole number, got 'many'."),
+        ("train wgan --clip -1", "--clip must be a finite number above 0, got -1.0."),
+        ("train gan --lr fast", "--lr must be a number, got 'fast'."),
+        ("train gan --betas 0.5", "--betas must be given 2 value(s), and fewer came."),
+        ("train gan --batch 1798", "--batch must be at most the number of images, 1797, got 1798."),
+        (
+            "train gan --device tpu9",
+            "--device must be cpu, or an accelerator of this machine such as cuda, got 'tpu9'.",
+        ),
+        ("train gan --width 100000000000", "the memory is too small for networks and batches of this size."),
+        ("train gan --stps 3", "unrecognized options: --stps, 3; perhaps you meant --steps."),
+        (
+            "train gan --runs /dev/null/runs",
+            "--runs must be a folder that can be written to (Not a directory), got /dev/null/runs.",
+        ),
+        ("train dcgan", "unrecognized options: dcgan; available subcommands: gan, sngan, wgan, wgan-gp."),
+        ("train", "expected one of {gan, sngan, wgan, wgan-gp}."),
+        ("", "expected one of {train, resume, sample, list}."),
+        ("sample", "ganzoo sample needs RUN: The folder of a run, or a generator.safetensors by itself."),
+        ("sample no/run", "no/run must be the folder of a run or its generator.safetensors, and there is none."),
+        ("sample no/run --n 0", "--n must be at least 1, got 0."),
+        ("resume no/run", "no/run must be the folder of a run, and has no checkpoint.pt."),
+    ],
+)
+def test_mistakes_on_the_command_line_get_one_sentence(arguments, sentence, ganzoo_command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert ganzoo_command(*arguments.split()) == (2, "", f"ganzoo: {sentence}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_list_and_help(ganzoo_command):
+    status, out, _ = ganzoo_command("list")
+    assert status == 0 and [line.split()[0] for line in out.splitlines()] == ganzoo.list_variants()
+    status, out, _ = ganzoo_command("train", "wgan-gp", "--help")
+    assert status == 0 and "1704.00028" in out and "--penalty-weight" in out and "λ, the weight" in out
+
+
+def test_import_is_light(python):
+    code = (
+        "import sys, ganzoo; print([m for m in ('matplotlib', 'sklearn', 'tyro', 'rich', 'PIL') if m in sys.modules])"
+    )
+    out, errors = python("-c", code).communicate()
+    assert out.strip() == "[]", errors
+
+
+def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(ganzoo_command, tmp_path, monkeypatch):
+    step = Trainer.step
+
+    def diverging(trainer):
+        figures = step(trainer)
+        return {**figures, "generator_loss": torch.tensor(float("nan"))} if trainer.steps == 20 else figures
+
+    monkeypatch.setattr(Trainer, "step", diverging)
+    status, _, err = ganzoo_command("train", "gan", *QUICK, "--steps", 30, "--save-every", 10, "--runs", tmp_path)
+    assert (status, err) == (2, "ganzoo: training diverged: generator loss is nan at step 20.\n")
+    assert ganzoo.load(only_run(tmp_path)).steps == 10
+
+
+def test_monitor_writes_the_curves_as_json_lines(tmp_path):
+    with Monitor(tmp_path, "title", 0, 3) as monitor:
+        monitor.log(2, {"critic_loss": torch.tensor(0.5)})
+    with Monitor(tmp_path, "title", 2, 3) as monitor:
+        monitor.log(3, {"critic_loss": torch.tensor(0.25)})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["critic_loss"]) for line in lines] == [(2, 0.5), (3, 0.25)]
+    assert 0 <= lines[0]["seconds"] <= lines[1]["seconds"]
+
+
+def test_grid_shows_each_image_in_its_place(tmp_path):
+    images = torch.full((3, 1, 8, 8), -1.0)
+    images[1] = 1.0
+    save_grid(tmp_path / "grid.png", images, columns=2)
+    pixels = np.asarray(Image.open(tmp_path / "grid.png"))
+    assert pixels.shape == (140, 140)
+    assert [[pixels[row, column] for column in (35, 105)] for row in (35, 105)] == [[0, 255], [0, 0]]
+
+
+def test_speed_is_compared_with_the_same_work_on_both_sides(images, monkeypatch):
+    variant = ganzoo.create("wgan-gp", width=4, batch=16, critic_steps=2)
+    taken = {"gankernels": 0, "stock": 0}
+    step = Trainer.step
+
+    def counted(trainer):
+        taken[trainer._ops.name] += 1
+        if trainer._ops.name == "gankernels":
+            time.sleep(0.05)
+        return step(trainer)
+
+    monkeypatch.setattr(Trainer, "step", counted)
+    monkeypatch.setattr("ganzoo.training.compare.BLOCK_SECONDS", 0.05)
+    speed = compare_speed(variant, images, device="cpu", blocks=3)
+    assert speed["ratio"] < 1 and speed["images_per_second"] < 32 / 0.05
+    assert taken["stock"] - 3 == taken["gankernels"]
+    assert "gankernels is SLOWER here" in speed_line(speed)
+
+
+def test_speed_line_says_both_rates_and_who_is_faster():
+    speed = {"images_per_second": 6000.4, "stock_images_per_second": 4000.0, "ratio": 1.5, "blocks": 11}
+    assert speed_line(speed) == (
+        "gankernels 6,000 images/s, stock PyTorch 4,000 images/s: gankernels is 1.50 times as fast "
+        "(medians of 11 interleaved blocks)."
+    )
+    assert "gankernels is SLOWER here, 0.50 times as fast" in speed_line({**speed, "ratio": 0.5})
+
+
+def test_the_last_line_of_a_run_compares_the_speeds(ganzoo_command, tmp_path, monkeypatch):
+    monkeypatch.setattr("ganzoo.training.compare.BLOCK_SECONDS", 0.05)
+    options = [*QUICK[:-1], "2"]
+    _, out, _ = ganzoo_command("train", "sngan", *options, "--steps", 1, "--runs", tmp_path)
+    speed = json.loads((only_run(tmp_path) / "summary.json").read_text())["speed"]
+    assert out.splitlines()[-1] == speed_line(speed)
+    assert re.match(r"gankernels [\d,]+ images/s, stock PyTorch [\d,]+ images/s: ", out.splitlines()[-1])
+
+
+def test_training_improves_what_the_classifier_recognises(images):
+    judge = DigitJudge()
+    variant = ganzoo.create("wgan-gp", width=16, critic_steps=3, lr=2e-3, ema=0.97)
+    trainer = Trainer(variant, images, seed=0)
+    untrained = judge.judge(trainer.sample(1000))
+    for _ in range(150):
+        trainer.step()
+    trained = judge.judge(trainer.sample(1000))
+    assert trained["recognised"] > untrained["recognised"] + 0.05
+    assert trained["classes"] >= 9 > untrained["classes"]
+
+
+def test_the_judge_knows_digits_from_noise():
+    judge = DigitJudge()
+    assert judge.held_out()["recognised"] > 0.65 and judge.held_out()["classes"] == 10
+    noise = torch.rand(1000, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert judge.judge(noise)["recognised"] < 0.1
+    assert judge.judge(-torch.ones(100, 1, 8, 8))["classes"] == 1
