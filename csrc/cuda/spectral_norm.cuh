@@ -10,7 +10,7 @@
 namespace gankernels::cuda {
 
 constexpr int kWarps = kThreads / 32;
-constexpr int kVectorThreads = 1024;  // of the kernels with one block per layer
+constexpr int kVectorThreads = 512;  // of the kernels with one block per layer
 constexpr int kMostParts = 16;        // into which the long side of a product with a thread per column is cut
 constexpr int kLeastPart = 32;        // and the least length of a part
 
@@ -111,8 +111,11 @@ __device__ __forceinline__ V block_sum(V value) {
   return warp_sum(value);
 }
 
-// torch.nn.functional.normalize: NaN stays NaN.
-__device__ __forceinline__ double clamped(double norm, double eps) { return norm < eps ? eps : norm; }
+// 1 / max(norm, eps), as torch.nn.functional.normalize has it: NaN stays NaN.
+__device__ __forceinline__ double inverse_norm(double square, double inverse_eps) {
+  const double inverse = rsqrt(square);
+  return inverse > inverse_eps ? inverse_eps : inverse;
+}
 
 template <class A, int kCount>
 __device__ __forceinline__ void load_values(const A* address, A* values) {
@@ -269,7 +272,7 @@ __device__ __forceinline__ A t_of_row(const Workspace<A>& work, const SpectralSh
 // u = t / max(|t|, eps); one block per layer.
 template <class A, int kCapacity>
 __global__ void __launch_bounds__(kVectorThreads)
-    spectral_norm_u_kernel(const __grid_constant__ SpectralTable<kCapacity> table, A* workspace, double eps) {
+    spectral_norm_u_kernel(const __grid_constant__ SpectralTable<kCapacity> table, A* workspace, double inverse_eps) {
   const SpectralLayer& layer = table.layers[blockIdx.x];
   const SpectralShape s(layer);
   const Workspace<A> work(workspace, layer, s);
@@ -279,15 +282,15 @@ __global__ void __launch_bounds__(kVectorThreads)
     work.u[i] = t;
     square += static_cast<double>(t) * static_cast<double>(t);
   }
-  const double norm = clamped(std::sqrt(block_sum(square)), eps);
-  for (int i = static_cast<int>(threadIdx.x); i < s.rows; i += kVectorThreads) work.u[i] = static_cast<A>(work.u[i] / norm);
+  const double inverse = inverse_norm(block_sum(square), inverse_eps);
+  for (int i = static_cast<int>(threadIdx.x); i < s.rows; i += kVectorThreads) work.u[i] = static_cast<A>(work.u[i] * inverse);
 }
 
 // v = z / max(|z|, eps) and sigma = u^T W v = |z|^2 / max(|z|, eps); after the last iteration to the buffers and uv as well.
 template <class T, int kCapacity>
 __global__ void __launch_bounds__(kVectorThreads)
     spectral_norm_v_kernel(const __grid_constant__ SpectralTable<kCapacity> table, accumulate_t<T>* workspace,
-                           accumulate_t<T>* uv, accumulate_t<T>* sigma, double eps, bool last) {
+                           accumulate_t<T>* uv, accumulate_t<T>* sigma, double inverse_eps, bool last) {
   using A = accumulate_t<T>;
   const SpectralLayer& layer = table.layers[blockIdx.x];
   const SpectralShape s(layer);
@@ -298,15 +301,17 @@ __global__ void __launch_bounds__(kVectorThreads)
     A z = work.v[i];
     if (s.whole_rows()) {
       z = 0;
+#pragma unroll 4
       for (int part = 0; part < s.parts; ++part) z += work.parts[int64_t{part} * s.columns + i];
       work.v[i] = z;
     }
     square += static_cast<double>(z) * static_cast<double>(z);
   }
   square = block_sum(square);
-  const double norm = clamped(std::sqrt(square), eps);
+  const double inverse = inverse_norm(square, inverse_eps);
+#pragma unroll 1  // or sm_100 spills
   for (int i = thread; i < s.columns; i += kVectorThreads) {
-    const A value = static_cast<A>(work.v[i] / norm);
+    const A value = static_cast<A>(work.v[i] * inverse);
     work.v[i] = value;
     if (last) {
       const int column = column_at(i, s.columns, layer.leading);
@@ -319,7 +324,7 @@ __global__ void __launch_bounds__(kVectorThreads)
     static_cast<T*>(layer.u)[i] = static_cast<T>(work.u[i]);
     uv[layer.uv_at + i] = work.u[i];
   }
-  if (thread == 0) sigma[blockIdx.x] = static_cast<A>(square / norm);
+  if (thread == 0) sigma[blockIdx.x] = static_cast<A>(square * inverse);
 }
 
 // sigma = u^T W v of the vectors as they are, from t; one block per layer.
@@ -600,9 +605,9 @@ void power_iteration_tables(const std::vector<SpectralLayer>& layers, accumulate
     }
     for (int64_t k = 0; k < iterations; ++k) {
       if (first_blocks) launch(spectral_norm_first_kernel<T, kCapacity>, first_blocks, kThreads, table, workspace);
-      launch(spectral_norm_u_kernel<A, kCapacity>, table.count, kVectorThreads, table, workspace, eps);
+      launch(spectral_norm_u_kernel<A, kCapacity>, table.count, kVectorThreads, table, workspace, 1 / eps);
       if (second_blocks) launch(spectral_norm_second_kernel<T, kCapacity>, second_blocks, kThreads, table, workspace);
-      launch(spectral_norm_v_kernel<T, kCapacity>, table.count, kVectorThreads, table, workspace, uv, sigmas, eps,
+      launch(spectral_norm_v_kernel<T, kCapacity>, table.count, kVectorThreads, table, workspace, uv, sigmas, 1 / eps,
              k + 1 == iterations);
     }
   }
