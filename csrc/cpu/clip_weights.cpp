@@ -1,5 +1,5 @@
-// w <- clip(w, -c, c) for a list of tensors. A block is written only when something in it is out of range, so that with
-// all in range the pass is one read of the bytes.
+// w <- clip(w, -c, c) for a list of tensors. A block is written only when something in it, or in the one before, is out of range, so
+// that with all in range the pass is one read of the bytes.
 //
 // Works on the bits: of two floats of one sign the larger has the larger bits, and NaNs are larger than infinity. Hence
 // "c < |w| <= inf" is one unsigned comparison, NaN stays, and bfloat16 and float16 need no conversion.
@@ -20,15 +20,21 @@ GK_MULTIVERSION void clip_chunk(U* bits, int64_t n, U bound, U infinity) {
   constexpr int64_t kBlock = 1024;
   constexpr U kSign = U(U(1) << (8 * sizeof(U) - 1)), kMagnitude = U(~kSign);
   const U lowest = U(bound + 1), count = U(infinity - bound);  // magnitudes out of range: lowest, ..., infinity
+  bool writing = false;  // a block that follows one with something out of range is written without looking first
   for (int64_t first = 0; first < n; first += kBlock) {
     const int64_t last = std::min(n, first + kBlock);
     U outside = 0;
-    for (int64_t i = first; i < last; ++i) outside |= U(U(U(bits[i] & kMagnitude) - lowest) < count);
-    if (!outside) continue;
-    for (int64_t i = first; i < last; ++i) {
-      const U magnitude = U(bits[i] & kMagnitude);
-      bits[i] = U(bits[i] & kSign) | (U(magnitude - lowest) < count ? bound : magnitude);
+    if (!writing) {
+      for (int64_t i = first; i < last; ++i) outside |= U(U(U(bits[i] & kMagnitude) - lowest) < count);
+      if (!outside) continue;
     }
+    outside = 0;
+    for (int64_t i = first; i < last; ++i) {
+      const U magnitude = U(bits[i] & kMagnitude), out = U(U(magnitude - lowest) < count);
+      outside |= out;
+      bits[i] = U(bits[i] & kSign) | (out ? bound : magnitude);
+    }
+    writing = outside != 0;
   }
 }
 

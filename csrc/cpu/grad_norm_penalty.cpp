@@ -10,18 +10,18 @@ namespace {
 
 template <class T, class A>
 GK_MULTIVERSION double dot_chunk(const T* a, const T* b, int64_t n) {
-  double total = 0;
+  double wide[kLanes] = {};
   int64_t i = 0;
   while (i + kLanes <= n) {
     A lanes[kLanes] = {};
-    const int64_t stop = std::min(n, i + 16 * kLanes);  // short runs in A, so that float sums stay exact to a few ulp
+    const int64_t stop = std::min(n, i + 32 * kLanes);  // short runs in A, so that float sums stay exact to a few ulp
     for (; i + kLanes <= stop; i += kLanes)
       for (int j = 0; j < kLanes; ++j) lanes[j] += A(a[i + j]) * A(b[i + j]);
-    double sum = 0;
-    for (int j = 0; j < kLanes; ++j) sum += lanes[j];
-    total += sum;
+    for (int j = 0; j < kLanes; ++j) wide[j] += lanes[j];
   }
-  for (; i < n; ++i) total += double(A(a[i]) * A(b[i]));
+  for (; i < n; ++i) wide[0] += double(A(a[i]) * A(b[i]));
+  double total = 0;
+  for (int j = 0; j < kLanes; ++j) total += wide[j];
   return total;
 }
 

@@ -55,7 +55,7 @@ def _convolution(dimensions, transposed):
             if any(t % 2 for t in total):
                 return NotImplemented  # pads one side more than the other
             padding = [t // 2 for t in total]
-        return _op.fast_convolution(
+        return _op.fast_convolution.default(
             input,
             weight,
             bias,
@@ -92,29 +92,29 @@ for _dimensions, _conv, _conv_transpose in (
 def _linear(input, weight, bias=None):
     if weight.dim() != 2:
         return NotImplemented
-    return _op.fast_linear(input, weight, bias)
+    return _op.fast_linear.default(input, weight, bias)
 
 
 @_route(torch.relu, torch.Tensor.relu)
 def _relu(input):
-    return _op.fast_leaky_relu(input, 0.0)
+    return _op.fast_leaky_relu.default(input, 0.0)
 
 
 @_route(torch.relu_, torch.Tensor.relu_)
 def _relu_(input):
-    return _op.fast_leaky_relu_(input, 0.0)
+    return _op.fast_leaky_relu_.default(input, 0.0)
 
 
 @_route(F.relu)
 def _functional_relu(input, inplace=False):
-    return _op.fast_leaky_relu_(input, 0.0) if inplace else _op.fast_leaky_relu(input, 0.0)
+    return _op.fast_leaky_relu_.default(input, 0.0) if inplace else _op.fast_leaky_relu.default(input, 0.0)
 
 
 @_route(F.leaky_relu)
 def _leaky_relu(input, negative_slope=0.01, inplace=False):
     if inplace and negative_slope >= 0:
-        return _op.fast_leaky_relu_(input, negative_slope)
-    return NotImplemented if inplace else _op.fast_leaky_relu(input, negative_slope)
+        return _op.fast_leaky_relu_.default(input, negative_slope)
+    return NotImplemented if inplace else _op.fast_leaky_relu.default(input, negative_slope)
 
 
 @_route(F.rrelu)
@@ -124,22 +124,22 @@ def _rrelu(input, lower=1.0 / 8, upper=1.0 / 3, training=False, inplace=False):
 
 @_route(F.hardtanh)
 def _hardtanh(input, min_val=-1.0, max_val=1.0, inplace=False):
-    return NotImplemented if inplace else _op.fast_hardtanh(input, min_val, max_val)
+    return NotImplemented if inplace else _op.fast_hardtanh.default(input, min_val, max_val)
 
 
 @_route(F.relu6)
 def _relu6(input, inplace=False):
-    return NotImplemented if inplace else _op.fast_hardtanh(input, 0.0, 6.0)
+    return NotImplemented if inplace else _op.fast_hardtanh.default(input, 0.0, 6.0)
 
 
 @_route(F.threshold)
 def _threshold(input, threshold, value, inplace=False):
-    return NotImplemented if inplace else _op.fast_threshold(input, threshold, value)
+    return NotImplemented if inplace else _op.fast_threshold.default(input, threshold, value)
 
 
 @_route(torch.abs, torch.absolute, torch.Tensor.abs, torch.Tensor.absolute)
 def _abs(input):
-    return NotImplemented if input.is_complex() else _op.fast_abs(input)
+    return NotImplemented if input.is_complex() else _op.fast_abs.default(input)
 
 
 def _pool_arguments(kernel_size, stride, padding, dimensions):
@@ -154,11 +154,11 @@ def _max_pool(dimensions):
         kernel, stride, padding = _pool_arguments(kernel_size, stride, padding, dimensions)
         dilation = _tuple(dilation, dimensions)
         if dimensions == 1:  # as one row of an image
-            row = _op.fast_max_pool(
+            row = _op.fast_max_pool.default(
                 input.unsqueeze(-2), [1, *kernel], [1, *stride], [0, *padding], [1, *dilation], ceil_mode
             )
             return row.squeeze(-2)
-        return _op.fast_max_pool(input, kernel, stride, padding, dilation, ceil_mode)
+        return _op.fast_max_pool.default(input, kernel, stride, padding, dilation, ceil_mode)
 
     return route
 
@@ -171,11 +171,11 @@ def _avg_pool(dimensions):
             return NotImplemented
         kernel, stride, padding = _pool_arguments(kernel_size, stride, padding, dimensions)
         if dimensions == 1:
-            row = _op.fast_avg_pool(
+            row = _op.fast_avg_pool.default(
                 input.unsqueeze(-2), [1, *kernel], [1, *stride], [0, *padding], ceil_mode, count_include_pad, None
             )
             return row.squeeze(-2)
-        return _op.fast_avg_pool(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override)
+        return _op.fast_avg_pool.default(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
     return route
 
@@ -194,7 +194,7 @@ def _adaptive_avg_pool2d(input, output_size):
     size = _tuple(output_size, 2)
     if input.dim() != 4 or None in size or size == [1, 1]:  # stock's global pooling is a mean: nothing to gain
         return NotImplemented
-    return _op.fast_adaptive_avg_pool2d(input, size)
+    return _op.fast_adaptive_avg_pool2d.default(input, size)
 
 
 @_route(F.pad)
@@ -202,10 +202,10 @@ def _pad(input, pad, mode="constant", value=None):
     pad = list(pad)
     if mode not in ("reflect", "replicate") or (len(pad), input.dim()) not in ((2, 3), (4, 4)):
         return NotImplemented
-    return (_op.fast_reflection_pad if mode == "reflect" else _op.fast_replication_pad)(input, pad)
+    return (_op.fast_reflection_pad if mode == "reflect" else _op.fast_replication_pad).default(input, pad)
 
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 
 
 def _in_functorch():
@@ -232,7 +232,7 @@ class fast_double_backward(TorchFunctionMode):  # noqa: N801  a context manager,
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         route = _ROUTES.get(func)
-        if route is not None and not any(t not in _PLAIN for t in types) and not _in_functorch():
+        if route is not None and (not types or _PLAIN.issuperset(types)) and not _in_functorch():
             out = route(*args, **kwargs)
             if out is not NotImplemented:
                 return out
