@@ -1,6 +1,6 @@
 // y = r x with r = rsqrt(mean of x^2 over the channels + eps) at every pixel, and its first and second derivative.
-// Work goes tile by tile: some neighbouring pixels with all their channels, few enough for the tile to stay in the cache between
-// the sums and the result, so that memory is read once and in order. A tile's sums do not depend on the number of threads.
+// Work goes tile by tile: neighbouring pixels with all their channels, few enough for the tile to stay in the cache
+// between the sums and the result, so that memory is read once and in order. Each pixel is summed by one thread.
 #include <cmath>
 
 #include "../common.h"
@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kPixels = 512;      // most pixels of a tile
 constexpr int64_t kPlanePixels = 64;  // fewest pixels of a tile of planes: whole cache lines, and runs worth a prefetch
 
-// `rows`: each pixel's channels are dense (channels_last, latents); otherwise each channel's pixels are (contiguous images).
+// `rows`: each pixel's channels are dense (channels_last, latents); else each channel's pixels are (contiguous images).
 struct Layout {
   int64_t samples, channels, pixels;
   bool rows;
@@ -25,7 +25,7 @@ struct Tile {
 
 // sums[pixel] = <a, b> over the channels.
 template <class T, class A>
-GK_MULTIVERSION void dots(const T* a, const T* b, A* sums, Tile t) {
+GK_MULTIVERSION void dots(const T* a, const T* b, A* __restrict sums, Tile t) {
   a += t.at;
   b += t.at;
   if (!t.rows) {
@@ -49,7 +49,7 @@ GK_MULTIVERSION void dots(const T* a, const T* b, A* sums, Tile t) {
 
 // out = i x, with one factor per pixel.
 template <class T, class A>
-GK_MULTIVERSION void combine(const T* x, const A* i, T* out, Tile t) {
+GK_MULTIVERSION void combine(const T* x, const A* i, T* __restrict out, Tile t) {
   x += t.at;
   out += t.at;
   if (!t.rows) {
@@ -63,7 +63,7 @@ GK_MULTIVERSION void combine(const T* x, const A* i, T* out, Tile t) {
 
 // out = i x + j y.
 template <class T, class A>
-GK_MULTIVERSION void combine(const T* x, const T* y, const A* i, const A* j, T* out, Tile t) {
+GK_MULTIVERSION void combine(const T* x, const T* y, const A* i, const A* j, T* __restrict out, Tile t) {
   x += t.at;
   y += t.at;
   out += t.at;
@@ -78,7 +78,8 @@ GK_MULTIVERSION void combine(const T* x, const T* y, const A* i, const A* j, T* 
 
 // out = i x + j y + k z.
 template <class T, class A>
-GK_MULTIVERSION void combine(const T* x, const T* y, const T* z, const A* i, const A* j, const A* k, T* out, Tile t) {
+GK_MULTIVERSION void combine(const T* x, const T* y, const T* z, const A* i, const A* j, const A* k, T* __restrict out,
+                             Tile t) {
   x += t.at;
   y += t.at;
   z += t.at;
@@ -98,7 +99,7 @@ GK_MULTIVERSION void rsqrt_of_mean(A* squares, int64_t channels, A eps, int64_t 
   for (int64_t p = 0; p < pixels; ++p) squares[p] = A(1) / std::sqrt(squares[p] / A(channels) + eps);
 }
 
-// What <x, g> contributes along x: -r^3 <x, g> / channels, in place. In this order a dot of 0 stays 0 where r^3 overflows.
+// -r^3 dot / channels, in place. In this order a dot of 0 stays 0 where r^3 overflows.
 template <class A>
 GK_MULTIVERSION void along_x(const A* r, A* dot, int64_t channels, int64_t pixels) {
   for (int64_t p = 0; p < pixels; ++p) dot[p] = -dot[p] / A(channels) * r[p] * r[p] * r[p];
@@ -112,7 +113,7 @@ void check(const char* op, const Tensor& x, double eps) {
 
 // x as it is when its samples are dense blocks of planes or of rows, else a contiguous copy.
 Tensor planes_or_rows(const Tensor& x_) {
-  if (x_.numel() == 0) return torch::stable::new_empty(x_, x_.sizes());  // its strides, which mean nothing, must not show
+  if (x_.numel() == 0) return torch::stable::new_empty(x_, x_.sizes());  // its strides mean nothing
   const Tensor x = samples_first(x_);
   if (x.size(1) == 1 || x.stride(1) == 1) return x;
   return x.stride(1) == x.numel() / (x.size(0) * x.size(1)) ? x : as_contiguous(x);
@@ -177,7 +178,8 @@ Tensor pixel_norm_bwd(const Tensor& grad_, const Tensor& x_, double eps) {
   return out;
 }
 
-std::tuple<Tensor, Tensor> pixel_norm_bwd_bwd(const Tensor& grad_grad_, const Tensor& grad_, const Tensor& x_, double eps) {
+std::tuple<Tensor, Tensor> pixel_norm_bwd_bwd(const Tensor& grad_grad_, const Tensor& grad_, const Tensor& x_,
+                                              double eps) {
   const char* op = "pixel_norm_bwd_bwd";
   check(op, x_, eps);
   check_cpu(op, "grad", grad_);

@@ -1,10 +1,10 @@
-"""y = r x with r = rsqrt(mean of x^2 over the channels + eps): every pixel's vector of channels brought to length sqrt(C).
+"""y = r x with r = rsqrt(mean of x^2 over the channels + eps): every pixel's channels brought to a mean square of 1.
 
 With <., .> the sum over a pixel's C channels and J(g) = -r^3 / C <x, g>:
     first derivative   dx = r g + J(g) x: the Jacobian is symmetric
     second derivative  given v, the gradient arriving at dx:
                        dg = r v + J(v) x,    dx = J(v) g + J(g) v + (-r^3 / C <g, v> + 3 / r J(g) J(v)) x
-Nothing is saved but x: the sums are taken in one sweep over what the derivative reads anyway. They are float32 (float64 for float64).
+Nothing is saved but x: a derivative takes its sums from what it reads anyway. They are float32 (float64 for float64).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def reference(x: torch.Tensor, dim: int = 1, eps: float = 1e-8) -> torch.Tensor:
     return (wide * torch.rsqrt(wide.square().mean(dim, keepdim=True) + eps)).to(x.dtype)
 
 
-# --- Triton kernels: one program per PIXELS = BLOCK / CHANNELS pixels, which takes their channels CHANNELS at a time, once for the
-# sums and once, from the cache, for the result. ROWS: a pixel's channels are dense, else a channel's pixels are. eps is a compile-time
-# constant: as an argument it would arrive in float32, too coarse for the float64 kernels. ---
+# --- Triton kernels: one program per PIXELS = BLOCK / CHANNELS pixels, which takes their channels CHANNELS at a time,
+# once for the sums and once, from the cache, for the result. ROWS: a pixel's channels are dense, else a channel's pixels
+# are. eps is a compile-time constant: as an argument it would arrive in float32, too coarse for the float64 kernels. ---
 
 
 @jit
@@ -167,7 +167,7 @@ _MOST_PLANES, _MOST_IN_ROW = BLOCK // 32, BLOCK
 def _planes_or_rows(x):
     """x, or a contiguous copy when its samples are not dense blocks of planes or of rows."""
     if x.numel() == 0:
-        return x.new_empty(x.shape)  # its strides, which mean nothing, must not show
+        return x.new_empty(x.shape)  # its strides mean nothing
     x = samples_first(x)
     if x.shape[1] == 1 or x.stride(1) in (1, math.prod(x.shape[2:])):
         return x
@@ -262,14 +262,15 @@ def pixel_norm(x: torch.Tensor, dim: int = 1, eps: float = 1e-8) -> torch.Tensor
         dim: 1, the channels; for (N, C) also -1.
         eps: > 0, added to the mean square.
 
-    Returns: x's shape, dtype and memory format. Differentiable twice. Forward is one pass over memory: x is read once, y written
-    once. Backward is one, too: x and the gradient are read once, x's gradient is written once; only x is kept for it. That holds for
-    tiles that fit in the cache, 64 pixels with all their channels at least on a CPU and 32 on a GPU, fewer in channels_last.
+    Returns: x's shape, dtype and memory format. Differentiable twice. Forward is one pass over memory: x is read once,
+    y written once. So is backward: x and the gradient are read once, x's gradient is written once, and only x is kept
+    for it. Sums are taken again rather than kept; they cost no pass while a tile of pixels with all their channels fits
+    in the cache. x that is neither contiguous nor channels_last is copied first, forward and backward.
 
-    Raises: TypeError or ValueError for an integer tensor, fewer than 2 or more than 5 dimensions, another dim, or an eps that is
-    not positive and finite.
+    Raises: TypeError or ValueError for an integer tensor, fewer than 2 or more than 5 dimensions, another dim, or an
+    eps that is not positive and finite.
 
-    Source: Karras et al. 2018, "Progressive Growing of GANs for Improved Quality, Stability, and Variation", section 4.2.
+    Source: Karras et al. 2018, "Progressive Growing of GANs for Improved Quality, Stability, and Variation", 4.2.
     """
     check_tensor("pixel_norm", "x", x)
     if not 2 <= x.dim() <= 5:

@@ -31,9 +31,9 @@ class Spec:
     """op(*inputs) against reference(*inputs).
 
     inputs(shape, dtype, device) makes the arguments. `images` and `differentiable` are the positions of those that come in
-    several memory formats and of those with a derivative; `outputs` the positions of differentiable outputs. An entry for the
-    last op of a chain has nothing differentiable: its derivative raises. `shapes` has the names of SHAPES, and may have more, of any
-    number of dimensions from 2 on. `bad` holds, by name, calls with bad input and a pattern of the one sentence they raise.
+    several memory formats and of those with a derivative; `outputs` the positions of differentiable outputs. The last op of
+    a chain has nothing differentiable: its derivative raises. `shapes` has the names of SHAPES, and may have more, of 2
+    dimensions and up. `bad` holds, by name, calls with bad input and a pattern of the one sentence they raise.
     """
 
     name: str
@@ -206,21 +206,21 @@ _PENALTY_BAD = {
 _PIXEL_NORM_BAD = {
     "list": (lambda: gk.pixel_norm([1.0]), "x must be a tensor, got list"),
     "integers": (lambda: gk.pixel_norm(X.long()), "x must be float64, .* got int64"),
-    "one_dimension": (lambda: gk.pixel_norm(EPS), r"x must have shape \(N, C\) or \(N, C, ...\), 5 .* got \(3,\)"),
-    "six_dimensions": (lambda: gk.pixel_norm(X.view(3, 4, 1, 1, 1, 1)), r"5 dimensions at most, got \(3, 4, 1, 1, 1, 1\)"),
+    "one_dimension": (lambda: gk.pixel_norm(EPS), r"x must have shape \(N, C\) or .* got \(3,\)"),
+    "six_dimensions": (lambda: gk.pixel_norm(X.view(3, 4, 1, 1, 1, 1)), r"5 dimensions at most, got \(3, 4, 1, .*\)"),
     "dim": (lambda: gk.pixel_norm(X, dim=0), r"dim must be 1 or -1 for x of shape \(3, 4\), got 0"),
-    "last_dim_of_images": (lambda: gk.pixel_norm(X[..., None], -1), r"dim must be 1 for x of shape \(3, 4, 1\), got -1"),
+    "last_dim_of_images": (lambda: gk.pixel_norm(X[..., None], -1), r"dim must be 1 for x of shape .* got -1"),
     "eps": (lambda: gk.pixel_norm(X, eps=0.0), "eps must be a finite number > 0, got 0.0"),
     "eps_nan": (lambda: gk.pixel_norm(X, eps=float("nan")), "eps must be a finite number > 0, got nan"),
     "raw_dimensions": (lambda: _op.pixel_norm(EPS, 1e-8), r"x must have shape \(N, C\) .* got \(3,\)"),
     "raw_eps": (lambda: _op.pixel_norm(X, -1.0), "eps must be > 0, got -1"),
     "raw_integers": (lambda: _op.pixel_norm(X.long(), 1e-8), "expected a float64, float32, .* got Long"),
     "raw_grad": (lambda: _op.pixel_norm_bwd(X[:2], X, 1e-8), r"grad must have the shape of x, \(3, 4\), got \(2, 4\)"),
-    "raw_grad_dtype": (lambda: _op.pixel_norm_bwd(X.double(), X, 1e-8), "grad must have the dtype of x, Float, got Double"),
+    "raw_grad_dtype": (lambda: _op.pixel_norm_bwd(X.double(), X, 1e-8), "grad must have the dtype of x, .* got Double"),
     "raw_grad_grad": (lambda: _op.pixel_norm_bwd_bwd(X[:2], X, X, 1e-8), "grad_grad must have the shape of x"),
 }
 
-# Also latents, sequences and volumes; a row longer than a tile; more channels than a program takes at a time; no batch at all.
+# Also latents, sequences, volumes, a row longer than a tile, more channels than a program takes at a time, an empty batch.
 _PIXEL_NORM_SHAPES = SHAPES | {
     "latents": (5, 70),
     "long": (2, 17000),
