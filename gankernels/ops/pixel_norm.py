@@ -27,8 +27,8 @@ def reference(x: torch.Tensor, dim: int = 1, eps: float = 1e-8) -> torch.Tensor:
 
 
 # --- Triton kernels: one program per PIXELS = BLOCK / CHANNELS pixels, which takes their channels CHANNELS at a time,
-# once for the sums and once, from the cache, for the result. ROWS: a pixel's channels are dense, else a channel's pixels
-# are. eps is a compile-time constant: as an argument it would arrive in float32, too coarse for the float64 kernels. ---
+# once for the sums and once, from the cache, for the result. ROWS: a pixel's channels are dense, else a channel's pixels.
+# eps is a compile-time constant: as an argument it would arrive in float32, too coarse for the float64 kernels. ---
 
 
 @jit
