@@ -109,3 +109,65 @@ def test_grad_norm_penalty(device, pages):
     variants = {"gankernels": gradient(lambda g: gk.grad_norm_penalty(g)[0]), "stock": gradient(stock_penalty)}
     size = nbytes(inputs[0])
     return workload(variants, penalty_check(inputs[0]), 3 * size, device, pages, size)
+
+
+FEATURES = (16, 64, 64, 64)
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def stock_pixel_norm(x):
+    return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-8)
+
+
+def features(device, layout):
+    """x and the gradient that arrives at its norm."""
+
+    def make():
+        x, grad = torch.randn(2, *FEATURES, device=device)
+        memory_format = FORMATS[layout]
+        return x.contiguous(memory_format=memory_format).requires_grad_(), grad.contiguous(memory_format=memory_format)
+
+    return rotated(make, device)
+
+
+def pixel_norm_gradient(norm, x, grad):
+    y = norm(x)
+    return [y, *torch.autograd.grad(y, x, grad)]
+
+
+def pixel_norm_check(x, grad):
+    def check():
+        exact = pixel_norm_gradient(stock_pixel_norm, x.detach().double().requires_grad_(), grad.double())
+        ours, stock = (pixel_norm_gradient(norm, x, grad) for norm in (gk.pixel_norm, stock_pixel_norm))
+        assert_accurate(ours, stock, exact, "pixel_norm")
+
+    return check
+
+
+@case(*VARIANTS, layout=FORMATS)
+def test_pixel_norm_forward(device, layout):
+    inputs = features(device, layout)
+
+    def forward(norm):
+        def run(i):
+            with torch.no_grad():
+                return norm(inputs[i % len(inputs)][0])
+
+        return run
+
+    variants = {"gankernels": forward(gk.pixel_norm), "stock": forward(stock_pixel_norm)}
+    size = 2 * nbytes(inputs[0][0])
+    return workload(variants, pixel_norm_check(*inputs[0]), size, device, "reused_pages", 0)
+
+
+@case(*VARIANTS, layout=FORMATS)
+def test_pixel_norm(device, layout):
+    """Forward and backward."""
+    inputs = features(device, layout)
+
+    def gradient(norm):
+        return lambda i: pixel_norm_gradient(norm, *inputs[i % len(inputs)])
+
+    variants = {"gankernels": gradient(gk.pixel_norm), "stock": gradient(stock_pixel_norm)}
+    size = 5 * nbytes(inputs[0][0])
+    return workload(variants, pixel_norm_check(*inputs[0]), size, device, "reused_pages", 0)

@@ -11,6 +11,11 @@ STABLE_TORCH_LIBRARY(gankernels, m) {
       "grad_norm_penalty_bwd_bwd(Tensor grad_grads, Tensor grad, Tensor grads, Tensor norms, float target, bool one_sided)"
       " -> (Tensor, Tensor)");
 
+  // Normalisation of a generator's features
+  m.def("pixel_norm(Tensor x, float eps) -> Tensor");
+  m.def("pixel_norm_bwd(Tensor grad, Tensor x, float eps) -> Tensor");
+  m.def("pixel_norm_bwd_bwd(Tensor grad_grad, Tensor grad, Tensor x, float eps) -> (Tensor, Tensor)");
+
   // Spectral normalisation of a group of layers. uv holds u and v of every layer in turn; `layers` names those a derivative is
   // asked for, and grads and results of the derivatives have one tensor for each of them.
   m.def(

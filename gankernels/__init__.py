@@ -16,6 +16,7 @@ from .ops.penalties import (  # noqa: E402
     r1_penalty,
     r2_penalty,
 )
+from .ops.pixel_norm import pixel_norm  # noqa: E402
 
 __version__ = "0.1.0"
 
@@ -30,6 +31,7 @@ __all__ = [
     "no_weight_gradients",
     "optim",
     "path_length_penalty",
+    "pixel_norm",
     "r1_penalty",
     "r2_penalty",
     "reference",

@@ -8,6 +8,7 @@ from .ops.grad_norm_penalty import reference as grad_norm_penalty
 from .ops.interpolate import reference as interpolate
 from .ops.optimizers import adam_reference as adam_
 from .ops.optimizers import rmsprop_reference as rmsprop_
+from .ops.pixel_norm import reference as pixel_norm
 from .ops.spectral_norm import reference as spectral_norm
 
-__all__ = ["adam_", "clip_weights_", "grad_norm_penalty", "interpolate", "rmsprop_", "spectral_norm"]
+__all__ = ["adam_", "clip_weights_", "grad_norm_penalty", "interpolate", "pixel_norm", "rmsprop_", "spectral_norm"]

@@ -13,7 +13,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from gankernels._triton import BLOCK  # noqa: E402
-from gankernels.ops import grad_norm_penalty, interpolate  # noqa: E402
+from gankernels.ops import grad_norm_penalty, interpolate, pixel_norm  # noqa: E402
 
 ARCHITECTURES = (80, 90, 100)
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -36,6 +36,16 @@ KERNELS = {
         {"target": 1.0, "ONE_SIDED": False},
         True,
     ),
+    **{
+        f"{name}_{'rows' if rows else 'planes'}": (
+            getattr(pixel_norm, f"{name}_kernel"),
+            lambda t, a, tensors=tensors: (*[t] * tensors, I, I),
+            {"eps": 1e-8, "ROWS": rows, "CHANNELS": channels},
+            True,
+        )
+        for name, tensors in (("pixel_norm", 2), ("pixel_norm_bwd", 3), ("pixel_norm_bwd_bwd", 5))
+        for rows, channels in ((False, 32), (True, 64))
+    },
 }
 
 
