@@ -5,13 +5,21 @@ TORCH  ?= torch==2.13.0          # what to install when the virtual environment 
 VENV   ?= .venv
 RUN    := $(VENV)/bin/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench gpu-check lint clean
 
 demo: $(VENV)/installed          ## trains WGAN-GP on handwritten digits and draws samples into runs/
 	$(RUN) -m ganzoo train wgan-gp
 
 test: $(VENV)/installed          ## the whole test suite
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --benchmark-disable
+
+bench: $(VENV)/installed         ## measures everything and writes the README's tables
+	mkdir -p out
+	$(RUN) -m pytest benchmarks --benchmark-json=out/benchmarks.json --benchmark-columns=median,iqr,rounds
+	$(RUN) -m benchmarks.report out/benchmarks.json
+
+gpu-check:                       ## on a machine with a GPU: builds, tests and measures with the python3 that is there
+	$(PYTHON) -m benchmarks.gpu_check $(ARGS)
 
 lint: $(VENV)/installed
 	$(RUN) -m pip install --quiet ruff

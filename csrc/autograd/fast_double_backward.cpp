@@ -75,7 +75,7 @@ struct Linear : torch::CustomClassHolder {
   std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& g, const Tensor& x, const Tensor& w,
                                               std::array<bool, 3> mask) const {
     Tensor gx, gw, gb;
-    if (mask[0]) gx = at::matmul(g, w);
+    if (mask[0]) gx = g.dim() == 2 ? at::mm(g, w) : at::matmul(g, w);
     if (mask[1]) gw = at::mm(g.reshape({-1, w.size(0)}).t(), x.reshape({-1, w.size(1)}));
     if (mask[2]) gb = bias_gradient(g);
     return {gx, gw, gb};

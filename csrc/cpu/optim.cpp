@@ -7,41 +7,43 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 16;  // some 50 us at the rate of one core
 
-template <class T, bool kMomentum, bool kCentered, bool kEma>
+template <class T, bool kMomentum, bool kCentered>
 GK_MULTIVERSION void rmsprop_chunk(T* __restrict__ weights, const T* __restrict__ grads, T* __restrict__ square_avgs,
-                                   T* __restrict__ momentum_buffers, T* __restrict__ grad_avgs, T* __restrict__ ema,
-                                   int64_t n, const RMSpropStep<accumulate_t<T>> step) {
+                                   T* __restrict__ momentum_buffers, T* __restrict__ grad_avgs, int64_t n,
+                                   const RMSpropStep<accumulate_t<T>> step) {
   using A = accumulate_t<T>;
   for (int64_t i = 0; i < n; ++i) {
     A weight = A(weights[i]), square_avg = A(square_avgs[i]), momentum_buffer = 0, grad_avg = 0;
     if constexpr (kMomentum) momentum_buffer = A(momentum_buffers[i]);
     if constexpr (kCentered) grad_avg = A(grad_avgs[i]);
     rmsprop_update(step, kMomentum, kCentered, A(grads[i]), weight, square_avg, momentum_buffer, grad_avg);
-    const T stored = T(weight);
-    weights[i] = stored;
+    weights[i] = T(weight);
     square_avgs[i] = T(square_avg);
     if constexpr (kMomentum) momentum_buffers[i] = T(momentum_buffer);
     if constexpr (kCentered) grad_avgs[i] = T(grad_avg);
-    if constexpr (kEma) ema[i] = T(lerp(A(ema[i]), A(stored), step.ema_weight));
   }
 }
 
-template <class T, bool kAmsgrad, bool kEma>
+template <class T, bool kAmsgrad>
 GK_MULTIVERSION void adam_chunk(T* __restrict__ weights, const T* __restrict__ grads, T* __restrict__ exp_avgs,
-                                T* __restrict__ exp_avg_sqs, T* __restrict__ max_exp_avg_sqs, T* __restrict__ ema,
-                                int64_t n, const AdamStep<accumulate_t<T>> step) {
+                                T* __restrict__ exp_avg_sqs, T* __restrict__ max_exp_avg_sqs, int64_t n,
+                                const AdamStep<accumulate_t<T>> step) {
   using A = accumulate_t<T>;
   for (int64_t i = 0; i < n; ++i) {
     A weight = A(weights[i]), exp_avg = A(exp_avgs[i]), exp_avg_sq = A(exp_avg_sqs[i]), max_exp_avg_sq = 0;
     if constexpr (kAmsgrad) max_exp_avg_sq = A(max_exp_avg_sqs[i]);
     adam_update(step, kAmsgrad, A(grads[i]), weight, exp_avg, exp_avg_sq, max_exp_avg_sq);
-    const T stored = T(weight);
-    weights[i] = stored;
+    weights[i] = T(weight);
     exp_avgs[i] = T(exp_avg);
     exp_avg_sqs[i] = T(exp_avg_sq);
     if constexpr (kAmsgrad) max_exp_avg_sqs[i] = T(max_exp_avg_sq);
-    if constexpr (kEma) ema[i] = T(lerp(A(ema[i]), A(stored), step.ema_weight));
   }
+}
+
+// A loop of its own, over a chunk that is still in cache: in the loops above GCC would no longer vectorise Adam's.
+template <class T, class A>
+GK_MULTIVERSION void ema_chunk(T* __restrict__ ema, const T* __restrict__ weights, int64_t n, A ema_weight) {
+  for (int64_t i = 0; i < n; ++i) ema[i] = T(lerp(A(ema[i]), A(weights[i]), ema_weight));
 }
 
 // body.operator()<bool constants...>() for flags known at run time only.
@@ -94,10 +96,12 @@ void rmsprop_(const TensorList& weights, const TensorList& grads, const TensorLi
       rmsprop_step(op, host_lr(op, lr, lr_tensor), alpha, eps, weight_decay, momentum, maximize, clip, ema_decay);
   increment_host_steps(steps);
   for_each_row_chunk(op, table.rows, [&]<class T>(size_t, const std::array<T*, kOptimizerColumns>& c, int64_t n) {
-    const auto chunk = [&]<bool kMomentum, bool kCentered, bool kEma>() {
-      rmsprop_chunk<T, kMomentum, kCentered, kEma>(c[0], c[1], c[2], c[3], c[4], c[5], n, step.as<accumulate_t<T>>());
+    const auto numbers = step.as<accumulate_t<T>>();
+    const auto chunk = [&]<bool kMomentum, bool kCentered>() {
+      rmsprop_chunk<T, kMomentum, kCentered>(c[0], c[1], c[2], c[3], c[4], n, numbers);
     };
-    with_flags(chunk, c[3] != nullptr, c[4] != nullptr, c[5] != nullptr);
+    with_flags(chunk, c[3] != nullptr, c[4] != nullptr);
+    if (c[5] != nullptr) ema_chunk(c[5], c[0], n, numbers.ema_weight);
   });
   table.write_back();
 }
@@ -120,10 +124,11 @@ void adam_(const TensorList& weights, const TensorList& grads, const TensorList&
   const std::vector<double> counts = increment_host_steps(steps);
   for_each_row_chunk(op, table.rows, [&]<class T>(size_t i, const std::array<T*, kOptimizerColumns>& c, int64_t n) {
     const auto numbers = with_bias_corrections(step, beta1, beta2, counts[i]).as<accumulate_t<T>>();
-    const auto chunk = [&]<bool kAmsgrad, bool kEma>() {
-      adam_chunk<T, kAmsgrad, kEma>(c[0], c[1], c[2], c[3], c[4], c[5], n, numbers);
+    const auto chunk = [&]<bool kAmsgrad>() {
+      adam_chunk<T, kAmsgrad>(c[0], c[1], c[2], c[3], c[4], n, numbers);
     };
-    with_flags(chunk, c[4] != nullptr, c[5] != nullptr);
+    with_flags(chunk, c[4] != nullptr);
+    if (c[5] != nullptr) ema_chunk(c[5], c[0], n, numbers.ema_weight);
   });
   table.write_back();
 }
