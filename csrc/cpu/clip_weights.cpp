@@ -46,27 +46,92 @@ void clip_as_bits(void* weights, int64_t begin, int64_t end, double c) {
   clip_chunk<U>(static_cast<U*>(weights) + begin, end - begin, bound, infinity);
 }
 
-void clip_weights_(const TensorList& weights, double c) {
-  const char* op = "clip_weights_";
-  GK_CHECK(std::isfinite(c) && c > 0, op, ": c must be a finite number > 0, got ", c);
-  check_weights(op, weights);
-  FlatMemory memory;
-  std::vector<void*> data(weights.size());
-  std::vector<ScalarType> dtypes(weights.size());
+struct Flat {
+  void* data;
+  int64_t numel;
+  ScalarType dtype;
+};
+
+void clip_flat(const std::vector<Flat>& weights, double c) {
   std::vector<int64_t> numels(weights.size());
-  for (size_t i = 0; i < weights.size(); ++i) {
-    data[i] = memory.weight(weights[i]).mutable_data_ptr();
-    numels[i] = weights[i].numel();
-    dtypes[i] = weights[i].scalar_type();
-  }
+  for (size_t i = 0; i < weights.size(); ++i) numels[i] = weights[i].numel;
   for_each_tensor_chunk(numels, kGrain, [&](size_t i, int64_t begin, int64_t end) {
-    dispatch_floating(op, dtypes[i], [&]<class T>() { clip_as_bits<T>(data[i], begin, end, c); });
+    dispatch_floating("clip_weights_", weights[i].dtype,
+                      [&]<class T>() { clip_as_bits<T>(weights[i].data, begin, end, c); });
   });
+}
+
+void clip_weights_(const TensorList& weights, double c) {
+  check_weights("clip_weights_", weights);
+  FlatMemory memory;
+  std::vector<Flat> flat(weights.size());
+  for (size_t i = 0; i < weights.size(); ++i)
+    flat[i] = {memory.weight(weights[i]).mutable_data_ptr(), weights[i].numel(), weights[i].scalar_type()};
+  clip_flat(flat, c);
   memory.write_back();
+}
+
+// The list as the dispatcher hands it over. With hundreds of small weights half the time would go into wrapping each in a
+// torch::stable::Tensor, so the usual case, contiguous on the CPU, is read from the bare handles.
+class WeightHandles {
+ public:
+  explicit WeightHandles(StableListHandle list) : list_(list) {
+    size_t size = 0;
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_list_size(list_, &size));
+    handles_.reserve(size);
+    for (size_t i = 0; i < size; ++i) {
+      StableIValue element;
+      STABLE_TORCH_ERROR_CODE_CHECK(torch_list_get_item(list_, i, &element));
+      handles_.push_back(torch::stable::detail::to<AtenTensorHandle>(element));
+    }
+  }
+  WeightHandles(const WeightHandles&) = delete;
+  ~WeightHandles() {
+    for (const AtenTensorHandle handle : handles_) aoti_torch_delete_tensor_object(handle);
+    torch_delete_list(list_);
+  }
+
+  // Empty when a tensor is not contiguous, not on the CPU or not floating.
+  std::vector<Flat> flat() const {
+    static const int32_t cpu = aoti_torch_device_type_cpu();
+    std::vector<Flat> flat(handles_.size());
+    for (size_t i = 0; i < handles_.size(); ++i) {
+      int32_t device = 0, dtype = 0;
+      bool is_contiguous = false;
+      STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(handles_[i], &device));
+      STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(handles_[i], &dtype));
+      STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_is_contiguous(handles_[i], &is_contiguous));
+      flat[i].dtype = torch::stable::detail::to<ScalarType>(torch::stable::detail::from(dtype));
+      if (device != cpu || !is_contiguous || !is_floating(flat[i].dtype)) return {};
+      STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_numel(handles_[i], &flat[i].numel));
+      STABLE_TORCH_ERROR_CODE_CHECK(torch_get_mutable_data_ptr(handles_[i], &flat[i].data));
+    }
+    return flat;
+  }
+
+  TensorList release() {
+    TensorList tensors;
+    tensors.reserve(handles_.size());
+    for (const AtenTensorHandle handle : handles_) tensors.emplace_back(handle);
+    handles_.clear();
+    return tensors;
+  }
+
+ private:
+  StableListHandle list_;
+  std::vector<AtenTensorHandle> handles_;
+};
+
+void clip_weights_boxed(StableIValue* stack, uint64_t, uint64_t) {
+  WeightHandles weights(torch::stable::detail::to<StableListHandle>(stack[0]));
+  const double c = torch::stable::detail::to<double>(stack[1]);
+  GK_CHECK(std::isfinite(c) && c > 0, "clip_weights_: c must be a finite number > 0, got ", c);
+  const std::vector<Flat> flat = weights.flat();
+  flat.empty() ? clip_weights_(weights.release(), c) : clip_flat(flat, c);
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(gankernels, CPU, m) { m.impl("clip_weights_", TORCH_BOX(&clip_weights_)); }
+STABLE_TORCH_LIBRARY_IMPL(gankernels, CPU, m) { m.impl("clip_weights_", &clip_weights_boxed); }
 
 }  // namespace gankernels
