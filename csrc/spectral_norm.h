@@ -1,5 +1,5 @@
-// Spectral normalisation: what the CPU and the CUDA kernels agree on. How a weight's memory is a matrix, where u and v of a layer
-// are in uv, and the checks.
+// Spectral normalisation: what the CPU and the CUDA kernels agree on. How a weight's memory is a matrix, where u and v
+// of a layer are in uv, and the checks.
 #pragma once
 
 #include <cmath>
@@ -17,7 +17,8 @@ struct Matrix {
   int64_t slice() const { return rows * inner; }
   bool whole_rows() const { return slices == 1; }
 
-  std::vector<int64_t> sizes, strides;  // of the columns' dimensions in memory order: stride is what a step adds to the column
+  std::vector<int64_t> sizes,
+      strides;  // of the columns' dimensions in memory order: stride is what a step adds to the column
 
   // The column at each place in memory; empty when they are in order.
   std::vector<int64_t> column_map() const {
@@ -33,8 +34,8 @@ struct Matrix {
     return map;
   }
 
-  // Where place m in memory holds column (m % q) * (columns / q) + m / q, that q: `columns` for columns in order, the input
-  // channels of a channels_last convolution; 0 for other orders.
+  // Where place m in memory holds column (m % q) * (columns / q) + m / q, that q: `columns` for columns in order, the
+  // input channels of a channels_last convolution; 0 for other orders.
   int64_t leading() const {
     if (std::is_sorted(strides.rbegin(), strides.rend())) return columns;
     const auto turn = std::max_element(strides.begin(), strides.end());
@@ -79,17 +80,19 @@ struct Layers {
 
 inline Layers layers_of(const char* op, const TensorList& weights, const std::vector<int64_t>& dims) {
   GK_CHECK(!weights.empty(), op, ": weights must not be empty");
-  GK_CHECK(dims.size() == weights.size(), op, ": dims must have one entry per weight, ", weights.size(), ", got ", dims.size());
+  GK_CHECK(dims.size() == weights.size(), op, ": dims must have one entry per weight, ", weights.size(), ", got ",
+           dims.size());
   Layers layers;
   for (size_t i = 0; i < weights.size(); ++i) {
     const Tensor& w = weights[i];
     GK_CHECK(is_floating(w.scalar_type()), op, ": weights[", i, "] must be float64, float32, bfloat16 or float16, got ",
              dtype_text(w));
-    GK_CHECK(same_device(w, weights[0]), op, ": weights must be on one device, and weights[", i, "] is on another than weights[0]");
+    GK_CHECK(same_device(w, weights[0]), op, ": weights must be on one device, and weights[", i,
+             "] is on another than weights[0]");
     GK_CHECK(w.dim() >= 2, op, ": weights[", i, "] must have 2 or more dimensions, got shape ", shape_text(w.sizes()));
     GK_CHECK(dims[i] >= 0 && dims[i] < w.dim(), op, ": dims[", i, "] must be in [0, ", w.dim(), "), got ", dims[i]);
-    GK_CHECK(w.scalar_type() == weights[0].scalar_type(), op, ": weights must have one dtype, got ", dtype_text(weights[0]),
-             " and ", dtype_text(w));
+    GK_CHECK(w.scalar_type() == weights[0].scalar_type(), op, ": weights must have one dtype, got ",
+             dtype_text(weights[0]), " and ", dtype_text(w));
   }
   for (size_t i = 0; i < weights.size(); ++i) {
     layers.weights.push_back(is_dense(weights[i]) ? weights[i] : as_contiguous(weights[i]));
@@ -102,16 +105,16 @@ inline Layers layers_of(const char* op, const TensorList& weights, const std::ve
   return layers;
 }
 
-inline void check_vector(const char* op, const std::string& name, const Tensor& t, const Tensor& weight, ScalarType dtype,
-                         int64_t length) {
+inline void check_vector(const char* op, const std::string& name, const Tensor& t, const Tensor& weight,
+                         ScalarType dtype, int64_t length) {
   GK_CHECK(same_device(t, weight), op, ": ", name, " must be on the device of the weights");
   GK_CHECK(t.dim() == 1 && t.size(0) == length && t.is_contiguous() && t.scalar_type() == dtype, op, ": ", name,
-           " must be a contiguous ", torch::headeronly::toString(dtype), " tensor of shape (", length, ",), got ", dtype_text(t),
-           " of shape ", shape_text(t.sizes()));
+           " must be a contiguous ", torch::headeronly::toString(dtype), " tensor of shape (", length, ",), got ",
+           dtype_text(t), " of shape ", shape_text(t.sizes()));
 }
 
-inline void check_iteration(const char* op, const Layers& layers, const TensorList& u, const TensorList& v, int64_t iterations,
-                            double eps) {
+inline void check_iteration(const char* op, const Layers& layers, const TensorList& u, const TensorList& v,
+                            int64_t iterations, double eps) {
   GK_CHECK(iterations >= 0, op, ": iterations must be >= 0, got ", iterations);
   GK_CHECK(eps >= 0 && std::isfinite(eps), op, ": eps must be finite and >= 0, got ", eps);
   GK_CHECK(u.size() == layers.weights.size() && v.size() == layers.weights.size(), op,
@@ -138,10 +141,10 @@ inline void check_chosen(const char* op, const Layers& layers, const std::vector
 }
 
 // Gradients of the chosen layers, in the memory order of their weights.
-inline TensorList like_weights(const char* op, const char* name, const Layers& layers, const std::vector<int64_t>& chosen,
-                               const TensorList& tensors) {
-  GK_CHECK(tensors.size() == chosen.size(), op, ": ", name, " must have one tensor per entry of layers, ", chosen.size(),
-           ", got ", tensors.size());
+inline TensorList like_weights(const char* op, const char* name, const Layers& layers,
+                               const std::vector<int64_t>& chosen, const TensorList& tensors) {
+  GK_CHECK(tensors.size() == chosen.size(), op, ": ", name, " must have one tensor per entry of layers, ",
+           chosen.size(), ", got ", tensors.size());
   TensorList out;
   for (size_t i = 0; i < tensors.size(); ++i) {
     const Tensor& w = layers.weights[chosen[i]];

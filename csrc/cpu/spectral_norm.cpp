@@ -1,8 +1,9 @@
 // Power iteration, W / sigma and its derivatives for all layers of a network at once.
 //
-// A weight is a matrix: dimension `dim` gives the rows, the others, in their order, the columns. In memory a dense weight is
-// (A, O, B) with O the rows: A = 1 for the usual row-major matrix ("whole rows"), else the columns are split over A slices.
-// Vectors of the columns' length are kept in memory order while working, so no weight is ever permuted or copied.
+// A weight is a matrix: dimension `dim` gives the rows, the others, in their order, the columns. In memory a dense
+// weight is (A, O, B) with O the rows: A = 1 for the usual row-major matrix ("whole rows"), else the columns are split
+// over A slices. Vectors of the columns' length are kept in memory order while working, so no weight is ever permuted
+// or copied.
 //
 // With whole rows an iteration reads W once: t_i = <W_i, v>, and z += t_i W_i while row i is still in cache. Then
 // u = t / |t| and W^T u = z / |t|. Slices need a pass for t and one for z.
@@ -20,14 +21,14 @@
 namespace gankernels {
 namespace {
 
-constexpr int64_t kItem = 1 << 16;      // elements of a small item
-constexpr int64_t kItemsPerLayer = 16;  // of a large layer: each brings a vector of the columns' length to be added up
-constexpr int64_t kTile = 256;          // slices are walked in periods of B of at least this length
-constexpr int64_t kRun = 64;            // slices summed in A before the sums go to double
+constexpr int64_t kItem = 1 << 16;       // elements of a small item
+constexpr int64_t kItemsPerLayer = 16;   // of a large layer: each brings a vector of the columns' length to be added up
+constexpr int64_t kTile = 256;           // slices are walked in periods of B of at least this length
+constexpr int64_t kRun = 64;             // slices summed in A before the sums go to double
 constexpr int64_t kSerial = 2 * kChunk;  // elements below which other threads are not woken
-constexpr int kRows = 4;                // rows that share the loads of v and z
+constexpr int kRows = 4;                 // rows that share the loads of v and z
 
-// ---------------------------------------------------------------------------------------------------------------- loops
+// --------------------------------------------------------------------------------------------------------------- loops
 
 // dots[r] = <w_r, v> for R consecutive rows.
 template <class T, class A, int R, class V = A>
@@ -109,7 +110,8 @@ GK_MULTIVERSION void rank_one_row(const T* x, const A* v, T* out, int64_t n, A a
 
 // The same for one slice, with u spread over its columns and v as a tile.
 template <class T, class A>
-GK_MULTIVERSION void rank_one_tiled(const T* x, const A* u, const A* tile, int64_t period, T* out, int64_t n, A a, A c) {
+GK_MULTIVERSION void rank_one_tiled(const T* x, const A* u, const A* tile, int64_t period, T* out, int64_t n, A a,
+                                    A c) {
   for (int64_t base = 0; base < n; base += period) {
     const int64_t m = std::min(period, n - base);
     for (int64_t j = 0; j < m; ++j) out[base + j] = T(a * A(x[base + j]) + c * u[base + j] * tile[j]);
@@ -121,7 +123,7 @@ GK_MULTIVERSION void combine(const T* x, const T* y, T* out, int64_t n, A a, A b
   for (int64_t i = 0; i < n; ++i) out[i] = T(a * A(x[i]) + b * A(y[i]));
 }
 
-// ----------------------------------------------------------------------------------------------------- layers and items
+// ---------------------------------------------------------------------------------------------------- layers and items
 
 // Rows of a whole-rows matrix, else slices.
 struct Item {
@@ -141,7 +143,9 @@ struct Group {
   const Matrix& matrix(const Item& item) const { return *matrices[item.layer]; }
   int64_t begin(const Item& item) const { return item.begin * unit(item); }  // in the weight's memory
   int64_t size(const Item& item) const { return (item.end - item.begin) * unit(item); }
-  int64_t unit(const Item& item) const { return matrix(item).whole_rows() ? matrix(item).columns : matrix(item).slice(); }
+  int64_t unit(const Item& item) const {
+    return matrix(item).whole_rows() ? matrix(item).columns : matrix(item).slice();
+  }
 };
 
 Group group_of(const Layers& layers, const std::vector<int64_t>& chosen) {
@@ -153,7 +157,8 @@ Group group_of(const Layers& layers, const std::vector<int64_t>& chosen) {
     const int64_t share = std::max<int64_t>(1, ((units + most - 1) / most + kRows - 1) / kRows * kRows);
     group.first_item.push_back(static_cast<int64_t>(group.items.size()));
     if (m.elements())
-      for (int64_t at = 0; at < units; at += share) group.items.push_back({group.count(), at, std::min(at + share, units)});
+      for (int64_t at = 0; at < units; at += share)
+        group.items.push_back({group.count(), at, std::min(at + share, units)});
     group.weights.push_back(&layers.weights[layer]);
     group.matrices.push_back(&m);
     group.u_at.push_back(layers.u_at[layer]);
@@ -299,8 +304,8 @@ inline double power_of_two(double x) {
   return std::ldexp(1.0, exponent - 1);
 }
 
-// Writes the item's part of t = X v, and z = X^T t / scale of it; returns the scale, by which weights of 1e-25 or 1e25 neither
-// vanish nor overflow when squared.
+// Writes the item's part of t = X v, and z = X^T t / scale of it; returns the scale, by which weights of 1e-25 or 1e25
+// neither vanish nor overflow when squared.
 template <class T, class A>
 double rows_there_and_back(const Matrix& m, const Item& item, const T* x, const A* v, A* t, A* z) {
   const int64_t n = m.columns;
@@ -359,7 +364,8 @@ void rank_one(const Matrix& m, const Item& item, const T* x, const A* u, const A
   std::vector<A> tile(period(m));
   for (int64_t slice = item.begin; slice < item.end; ++slice) {
     fill_tile(m, v, slice, tile.data());
-    rank_one_tiled<T, A>(x + slice * m.slice(), wide.data(), tile.data(), period(m), out + slice * m.slice(), m.slice(), A(a), A(c));
+    rank_one_tiled<T, A>(x + slice * m.slice(), wide.data(), tile.data(), period(m), out + slice * m.slice(), m.slice(),
+                         A(a), A(c));
   }
 }
 
@@ -375,12 +381,17 @@ struct Iteration {
   Vectors<A> vectors;
   double eps;
   std::vector<double> sigmas, factors;
-  std::vector<int64_t> part_at;   // what an item adds to its layer: z (whole rows) or t (slices)
+  std::vector<int64_t> part_at;  // what an item adds to its layer: z (whole rows) or t (slices)
   std::unique_ptr<A[]> parts;
   std::vector<std::vector<A>> wide;  // u spread, of slices
 
   Iteration(const Group& group, double eps)
-      : group(group), vectors(group), eps(eps), sigmas(group.count(), 0.0), factors(group.items.size()), wide(group.count()) {
+      : group(group),
+        vectors(group),
+        eps(eps),
+        sigmas(group.count(), 0.0),
+        factors(group.items.size()),
+        wide(group.count()) {
     int64_t length = 0;
     for (const Item& item : group.items) {
       part_at.push_back(length);
@@ -413,7 +424,8 @@ struct Iteration {
     const Item& item = group.items[i];
     const Matrix& m = group.matrix(item);
     if (m.whole_rows()) {
-      factors[i] = rows_there_and_back<T, A>(m, item, weight(item), vectors.v[item.layer], vectors.u[item.layer], part(i));
+      factors[i] =
+          rows_there_and_back<T, A>(m, item, weight(item), vectors.v[item.layer], vectors.u[item.layer], part(i));
     } else {
       slices_times_v<T, A>(m, item, weight(item), vectors.v[item.layer], part(i));
     }
@@ -442,7 +454,8 @@ struct Iteration {
 
   void run() {
     for_each_item(group, [&](int64_t i) { first_pass(i); }, [&](int64_t layer) { after_first_pass(layer); });
-    if (std::all_of(group.matrices.begin(), group.matrices.end(), [](const Matrix* m) { return m->whole_rows(); })) return;
+    if (std::all_of(group.matrices.begin(), group.matrices.end(), [](const Matrix* m) { return m->whole_rows(); }))
+      return;
     for_each_item(
         group,
         [&](int64_t i) {
@@ -478,7 +491,8 @@ std::tuple<Tensor, Tensor> spectral_norm_power_iteration_(TensorList weights, Te
     using A = accumulate_t<T>;
     Iteration<T, A> iteration(group, eps);
     Vectors<A>& vectors = iteration.vectors;
-    for (int64_t i = 0; i < group.count(); ++i) vectors.template load<T>(i, *group.matrices[i], data<T>(u[i]), data<T>(v[i]));
+    for (int64_t i = 0; i < group.count(); ++i)
+      vectors.template load<T>(i, *group.matrices[i], data<T>(u[i]), data<T>(v[i]));
     if (iterations == 0) iteration.only_sigma();
     for (int64_t k = 0; k < iterations; ++k) iteration.run();
     for (int64_t i = 0; i < group.count(); ++i) {
@@ -508,15 +522,15 @@ TensorList spectral_normalize(TensorList weights, Tensor uv, Tensor sigma, std::
     for_each_item(group, [&](int64_t i) {
       const Item& item = group.items[i];
       const int64_t begin = group.begin(item);
-      divide<T, A>(data<T>(*group.weights[item.layer]) + begin, mutable_data<T>(out[item.layer]) + begin, group.size(item),
-                   A(1.0 / data<A>(sigma)[item.layer]));
+      divide<T, A>(data<T>(*group.weights[item.layer]) + begin, mutable_data<T>(out[item.layer]) + begin,
+                   group.size(item), A(1.0 / data<A>(sigma)[item.layer]));
     });
   });
   return out;
 }
 
-TensorList spectral_normalize_bwd(TensorList grads_, TensorList weights, Tensor uv, Tensor sigma, std::vector<int64_t> dims,
-                                  std::vector<int64_t> chosen) {
+TensorList spectral_normalize_bwd(TensorList grads_, TensorList weights, Tensor uv, Tensor sigma,
+                                  std::vector<int64_t> dims, std::vector<int64_t> chosen) {
   const char* op = "spectral_normalize_bwd";
   const Layers layers = layers_of(op, weights, dims);
   check_saved(op, layers, uv, sigma);
@@ -531,23 +545,24 @@ TensorList spectral_normalize_bwd(TensorList grads_, TensorList weights, Tensor 
     for_each_item(group, [&](int64_t i) {
       const Item& item = group.items[i];
       const int64_t begin = group.begin(item);
-      parts[i] = dot<T, A>(data<T>(grads[item.layer]) + begin, data<T>(*group.weights[item.layer]) + begin, group.size(item));
+      parts[i] =
+          dot<T, A>(data<T>(grads[item.layer]) + begin, data<T>(*group.weights[item.layer]) + begin, group.size(item));
     });
     for (size_t i = 0; i < group.items.size(); ++i) dots[group.items[i].layer] += parts[i];
     for_each_item(group, [&](int64_t i) {
       const Item& item = group.items[i];
       const int64_t l = item.layer;
       const double s = data<A>(sigma)[chosen[l]];
-      rank_one<T, A>(group.matrix(item), item, data<T>(grads[l]), vectors.u[l], vectors.v[l], mutable_data<T>(out[l]), 1 / s,
-                     -dots[l] / (s * s));
+      rank_one<T, A>(group.matrix(item), item, data<T>(grads[l]), vectors.u[l], vectors.v[l], mutable_data<T>(out[l]),
+                     1 / s, -dots[l] / (s * s));
     });
   });
   return out;
 }
 
-std::tuple<TensorList, TensorList> spectral_normalize_bwd_bwd(TensorList grad_grads_, TensorList grads_, TensorList weights,
-                                                              Tensor uv, Tensor sigma, std::vector<int64_t> dims,
-                                                              std::vector<int64_t> chosen) {
+std::tuple<TensorList, TensorList> spectral_normalize_bwd_bwd(TensorList grad_grads_, TensorList grads_,
+                                                              TensorList weights, Tensor uv, Tensor sigma,
+                                                              std::vector<int64_t> dims, std::vector<int64_t> chosen) {
   const char* op = "spectral_normalize_bwd_bwd";
   const Layers layers = layers_of(op, weights, dims);
   check_saved(op, layers, uv, sigma);
@@ -580,10 +595,10 @@ std::tuple<TensorList, TensorList> spectral_normalize_bwd_bwd(TensorList grad_gr
       const Item& item = group.items[i];
       const int64_t l = item.layer, begin = group.begin(item);
       const double s = data<A>(sigma)[chosen[l]], down = dots[l].q / (s * s);
-      combine<T, A>(data<T>(grad_grads[l]) + begin, data<T>(*group.weights[l]) + begin, mutable_data<T>(grads_out[l]) + begin,
-                    group.size(item), A(1 / s), A(-down));
-      rank_one<T, A>(group.matrix(item), item, data<T>(grads[l]), vectors.u[l], vectors.v[l], mutable_data<T>(weights_out[l]),
-                     -down, (2 * dots[l].gw * dots[l].q / s - dots[l].hg) / (s * s));
+      combine<T, A>(data<T>(grad_grads[l]) + begin, data<T>(*group.weights[l]) + begin,
+                    mutable_data<T>(grads_out[l]) + begin, group.size(item), A(1 / s), A(-down));
+      rank_one<T, A>(group.matrix(item), item, data<T>(grads[l]), vectors.u[l], vectors.v[l],
+                     mutable_data<T>(weights_out[l]), -down, (2 * dots[l].gw * dots[l].q / s - dots[l].hg) / (s * s));
     });
   });
   return {grads_out, weights_out};

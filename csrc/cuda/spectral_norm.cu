@@ -1,5 +1,5 @@
-// Launchers of spectral normalisation: an iteration is 4 launches for the whole group (up to 507 layers), W / sigma one, a
-// derivative three; see spectral_norm.cuh.
+// Launchers of spectral normalisation: an iteration is 4 launches for the whole group (up to 507 layers), W / sigma
+// one, a derivative three; see spectral_norm.cuh.
 #include "spectral_norm.cuh"
 
 #include <climits>
@@ -20,12 +20,14 @@ struct Stream {
   }
 };
 
-// The kernels know columns in order and those of channels_last weights. Weights of other layouts take part as contiguous copies.
+// The kernels know columns in order and those of channels_last weights. Weights of other layouts take part as
+// contiguous copies.
 struct Native {
   const Layers given;
   Layers layers;
 
-  Native(const char* op, const TensorList& weights, const std::vector<int64_t>& dims) : given(layers_of(op, weights, dims)) {
+  Native(const char* op, const TensorList& weights, const std::vector<int64_t>& dims)
+      : given(layers_of(op, weights, dims)) {
     TensorList ordered = given.weights;
     for (int64_t i = 0; i < given.count(); ++i) {
       const Matrix& m = given.matrices[i];
@@ -116,10 +118,12 @@ std::tuple<TensorList, TensorList> derivative(const char* op, const TensorList& 
   const Layers& layers = native.layers;
   check_saved(op, layers, uv, sigma);
   check_chosen(op, layers, chosen);
-  const TensorList grad_grads = like_weights(op, "grad_grads", layers, kSecond ? chosen : std::vector<int64_t>{}, grad_grads_);
+  const TensorList grad_grads =
+      like_weights(op, "grad_grads", layers, kSecond ? chosen : std::vector<int64_t>{}, grad_grads_);
   const TensorList grads = like_weights(op, "grads", layers, chosen, grads_);
   const torch::stable::accelerator::DeviceGuard guard(weights[0].get_device_index());
-  TensorList grads_out = kSecond ? outputs_like(layers, chosen) : TensorList{}, weights_out = outputs_like(layers, chosen);
+  TensorList grads_out = kSecond ? outputs_like(layers, chosen) : TensorList{},
+             weights_out = outputs_like(layers, chosen);
   std::vector<SpectralGradient> entries;
   for (size_t i = 0; i < chosen.size(); ++i) {
     const int64_t layer = chosen[i];
@@ -139,14 +143,14 @@ std::tuple<TensorList, TensorList> derivative(const char* op, const TensorList& 
   return {native.in_given_layouts(grads_out, chosen), native.in_given_layouts(weights_out, chosen)};
 }
 
-TensorList spectral_normalize_bwd(TensorList grads, TensorList weights, Tensor uv, Tensor sigma, std::vector<int64_t> dims,
-                                  std::vector<int64_t> chosen) {
+TensorList spectral_normalize_bwd(TensorList grads, TensorList weights, Tensor uv, Tensor sigma,
+                                  std::vector<int64_t> dims, std::vector<int64_t> chosen) {
   return std::get<1>(derivative<false>("spectral_normalize_bwd", {}, grads, weights, uv, sigma, dims, chosen));
 }
 
-std::tuple<TensorList, TensorList> spectral_normalize_bwd_bwd(TensorList grad_grads, TensorList grads, TensorList weights,
-                                                              Tensor uv, Tensor sigma, std::vector<int64_t> dims,
-                                                              std::vector<int64_t> chosen) {
+std::tuple<TensorList, TensorList> spectral_normalize_bwd_bwd(TensorList grad_grads, TensorList grads,
+                                                              TensorList weights, Tensor uv, Tensor sigma,
+                                                              std::vector<int64_t> dims, std::vector<int64_t> chosen) {
   return derivative<true>("spectral_normalize_bwd_bwd", grad_grads, grads, weights, uv, sigma, dims, chosen);
 }
 

@@ -1,8 +1,9 @@
-// Power iteration, W / sigma and its derivatives for all layers of a network at once: each kernel is one launch for the group.
+// Power iteration, W / sigma and its derivatives for all layers of a network at once: each kernel is one launch for the
+// group.
 //
-// In memory a weight is (A, O, B): O the rows of the matrix, A * B its columns. A matrix of whole rows (A = 1) is multiplied by v
-// with a warp per row and by u with a thread per few columns; slices (A > 1) the other way round. Sums go in two stages, of fixed
-// shares in a fixed order, so results do not change from run to run.
+// In memory a weight is (A, O, B): O the rows of the matrix, A * B its columns. A matrix of whole rows (A = 1) is
+// multiplied by v with a warp per row and by u with a thread per few columns; slices (A > 1) the other way round. Sums
+// go in two stages, of fixed shares in a fixed order, so results do not change from run to run.
 #pragma once
 
 #include "multi_tensor.cuh"
@@ -11,8 +12,8 @@ namespace gankernels::cuda {
 
 constexpr int kWarps = kThreads / 32;
 constexpr int kVectorThreads = 512;  // of the kernels with one block per layer
-constexpr int kMostParts = 16;        // into which the long side of a product with a thread per column is cut
-constexpr int kLeastPart = 32;        // and the least length of a part
+constexpr int kMostParts = 16;       // into which the long side of a product with a thread per column is cut
+constexpr int kLeastPart = 32;       // and the least length of a part
 
 struct SpectralLayer {
   const void* weight;
@@ -70,7 +71,8 @@ struct Workspace {
     parts = t + aligned_length<A>(s.rows);
   }
   __host__ static int64_t length(const SpectralShape& s) {
-    return aligned_length<A>(s.columns) + 2 * aligned_length<A>(s.rows) + aligned_length<A>(int64_t{s.parts} * s.across);
+    return aligned_length<A>(s.columns) + 2 * aligned_length<A>(s.rows) +
+           aligned_length<A>(int64_t{s.parts} * s.across);
   }
 };
 
@@ -152,11 +154,11 @@ __device__ __forceinline__ accumulate_t<T> row_times(const T* row, const accumul
   return warp_sum(sums[0]);
 }
 
-// A part of the sums over `length`, for a tile of `across`: parts[part][j] = sum_r W[r, j] c(r, j), where c is u_r for whole rows
-// and v[r, j % inner] for slices.
+// A part of the sums over `length`, for a tile of `across`: parts[part][j] = sum_r W[r, j] c(r, j), where c is u_r for
+// whole rows and v[r, j % inner] for slices.
 template <class T>
-__device__ __forceinline__ void column_sums(const T* w, const accumulate_t<T>* c, bool per_column, const SpectralShape& s,
-                                            int block, accumulate_t<T>* parts) {
+__device__ __forceinline__ void column_sums(const T* w, const accumulate_t<T>* c, bool per_column,
+                                            const SpectralShape& s, int block, accumulate_t<T>* parts) {
   using A = accumulate_t<T>;
   constexpr int kPack = Pack<T>::size;
   const int tiles = s.tiles<T>(), part = block / tiles, tile = block % tiles;
@@ -191,7 +193,7 @@ __device__ __forceinline__ void column_sums(const T* w, const accumulate_t<T>* c
     if (base + k * step < s.across) out[k * step] = sums[k];
 }
 
-// ------------------------------------------------------------------------------------------------------- power iteration
+// ----------------------------------------------------------------------------------------------------- power iteration
 
 template <class T, int kCapacity>
 __global__ void __launch_bounds__(kVectorThreads)
@@ -283,10 +285,12 @@ __global__ void __launch_bounds__(kVectorThreads)
     square += static_cast<double>(t) * static_cast<double>(t);
   }
   const double inverse = inverse_norm(block_sum(square), inverse_eps);
-  for (int i = static_cast<int>(threadIdx.x); i < s.rows; i += kVectorThreads) work.u[i] = static_cast<A>(work.u[i] * inverse);
+  for (int i = static_cast<int>(threadIdx.x); i < s.rows; i += kVectorThreads)
+    work.u[i] = static_cast<A>(work.u[i] * inverse);
 }
 
-// v = z / max(|z|, eps) and sigma = u^T W v = |z|^2 / max(|z|, eps); after the last iteration to the buffers and uv as well.
+// v = z / max(|z|, eps) and sigma = u^T W v = |z|^2 / max(|z|, eps); after the last iteration to the buffers and uv as
+// well.
 template <class T, int kCapacity>
 __global__ void __launch_bounds__(kVectorThreads)
     spectral_norm_v_kernel(const __grid_constant__ SpectralTable<kCapacity> table, accumulate_t<T>* workspace,
@@ -346,7 +350,7 @@ __global__ void __launch_bounds__(kVectorThreads)
   if (thread == 0) sigma[blockIdx.x] = static_cast<A>(sum);
 }
 
-// ------------------------------------------------------------------------------------------------- W / sigma, derivatives
+// ---------------------------------------------------------------------------------------------- W / sigma, derivatives
 
 enum NormalizeColumn { kNormalizeWeight, kNormalizeOut, kNormalizeSigma, kNormalizeColumns };
 
@@ -368,7 +372,8 @@ __global__ void __launch_bounds__(kThreads)
     for (int k = 0; k < Pack<T>::size; ++k) pack.values[k] = static_cast<T>(inverse * static_cast<A>(pack.values[k]));
     store_pack(out + i * Pack<T>::size, pack);
   }
-  for (int i = packs * Pack<T>::size + thread; i < count; i += kThreads) out[i] = static_cast<T>(inverse * static_cast<A>(w[i]));
+  for (int i = packs * Pack<T>::size + thread; i < count; i += kThreads)
+    out[i] = static_cast<T>(inverse * static_cast<A>(w[i]));
 }
 
 // A layer of the derivatives. grad_grad and grads_out are null in the first.
@@ -396,7 +401,11 @@ struct RankOne {
   int slice, row, within;  // of the chunk's first element
 
   __device__ RankOne(const SpectralGradient& layer, const A* uv, int64_t begin)
-      : u(uv + layer.uv_at), v(u + layer.rows), rows(layer.rows), columns(layer.slices * layer.inner), inner(layer.inner),
+      : u(uv + layer.uv_at),
+        v(u + layer.rows),
+        rows(layer.rows),
+        columns(layer.slices * layer.inner),
+        inner(layer.inner),
         leading(layer.leading) {
     within = static_cast<int>(begin % inner);
     row = static_cast<int>(begin / inner % rows);
@@ -502,10 +511,12 @@ __global__ void __launch_bounds__(kThreads)
 // dots[kind][layer] = sum over the layer's chunks; grid (layer, kind).
 template <class A, int kCapacity>
 __global__ void __launch_bounds__(kThreads)
-    spectral_normalize_sum_kernel(const __grid_constant__ GradientTable<kCapacity> table, const A* partial, A* dots, int chunks) {
+    spectral_normalize_sum_kernel(const __grid_constant__ GradientTable<kCapacity> table, const A* partial, A* dots,
+                                  int chunks) {
   const int index = static_cast<int>(blockIdx.x), kind = static_cast<int>(blockIdx.y);
   double sum = 0;
-  for (int i = (index ? table.chunk_end[index - 1] : 0) + static_cast<int>(threadIdx.x); i < table.chunk_end[index]; i += kThreads)
+  for (int i = (index ? table.chunk_end[index - 1] : 0) + static_cast<int>(threadIdx.x); i < table.chunk_end[index];
+       i += kThreads)
     sum += static_cast<double>(partial[int64_t{kind} * chunks + i]);
   sum = block_sum(sum);
   if (threadIdx.x == 0) dots[kind * kCapacity + index] = static_cast<A>(sum);
@@ -527,7 +538,8 @@ __global__ void __launch_bounds__(kThreads)
     T values[kCount];
     load_elements<T, kCount>(g + i, values);
 #pragma unroll
-    for (int k = 0; k < kCount; ++k) values[k] = static_cast<T>(inverse * static_cast<A>(values[k]) + along * rank_one(i + k));
+    for (int k = 0; k < kCount; ++k)
+      values[k] = static_cast<T>(inverse * static_cast<A>(values[k]) + along * rank_one(i + k));
     store_elements<T, kCount>(out + i, values);
   });
 }
@@ -650,16 +662,18 @@ void gradient_tables(const std::vector<SpectralGradient>& layers, accumulate_t<T
     launch(spectral_normalize_sum_kernel<A, kCapacity>, dim3(table.count, kKinds), kThreads, table,
            static_cast<const A*>(workspace), dots, chunks);
     if constexpr (kSecond) {
-      launch(spectral_normalize_bwd_bwd_kernel<T, kCapacity>, chunks, kThreads, table, uv, sigma, static_cast<const A*>(dots));
+      launch(spectral_normalize_bwd_bwd_kernel<T, kCapacity>, chunks, kThreads, table, uv, sigma,
+             static_cast<const A*>(dots));
     } else {
-      launch(spectral_normalize_bwd_kernel<T, kCapacity>, chunks, kThreads, table, uv, sigma, static_cast<const A*>(dots));
+      launch(spectral_normalize_bwd_kernel<T, kCapacity>, chunks, kThreads, table, uv, sigma,
+             static_cast<const A*>(dots));
     }
   }
 }
 
 template <class T, bool kSecond, class Launch>
-void launch_gradients(const std::vector<SpectralGradient>& layers, accumulate_t<T>* workspace, const accumulate_t<T>* uv,
-                      const accumulate_t<T>* sigma, const Launch& launch) {
+void launch_gradients(const std::vector<SpectralGradient>& layers, accumulate_t<T>* workspace,
+                      const accumulate_t<T>* uv, const accumulate_t<T>* sigma, const Launch& launch) {
   if (layers.size() <= kSmallGradientTable) {
     gradient_tables<T, kSecond, kSmallGradientTable>(layers, workspace, uv, sigma, launch);
   } else {

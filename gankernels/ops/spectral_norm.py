@@ -1,15 +1,15 @@
 """W / sigma(W), sigma = u^T W v: spectral normalisation of all layers of a network, one call for the group.
 
-A weight is a matrix whose rows are its dimension `dim` and whose columns are the others in their order; u and v are kept near
-its first singular vectors by power iteration,
+A weight is a matrix whose rows are its dimension `dim` and whose columns are the others in their order; u and v are
+kept near its first singular vectors by power iteration,
     u <- W v / max(|W v|, eps),    v <- W^T u / max(|W^T u|, eps),
 and are constants to the derivatives:
     first derivative   given G at W / sigma:    dW = G / sigma - <G, W> / sigma^2 u v^T
     second derivative  given H at dW, q = u^T H v:
                        dG = H / sigma - q / sigma^2 W
                        dW = -q / sigma^2 G + (2 <G, W> q / sigma^3 - <H, G> / sigma^2) u v^T
-u, v of all layers travel as one vector `uv` and sigma as another, in float32 (float64 for float64 weights): the buffers that the
-next forward overwrites are not what a backward reads.
+u, v of all layers travel as one vector `uv` and sigma as another, in float32 (float64 for float64 weights): the buffers
+that the next forward overwrites are not what a backward reads.
 """
 
 from __future__ import annotations

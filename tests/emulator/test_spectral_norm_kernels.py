@@ -1,11 +1,11 @@
-"""Spectral normalisation: memory (slices, rows, inner) is a matrix of `rows` rows whose columns are turned by `leading`."""
+"""Spectral normalisation: memory (slices, rows, inner) is a matrix of `rows` rows, its columns turned by `leading`."""
 
 import numpy as np
 import pytest
 from arrays import DTYPES, EPS, decode, encode
 
-# (rows, slices, inner, leading): whole rows of several tiles and parts, of odd length, channels_last columns, one row, one
-# column; slices as of transposed convolutions, contiguous and channels_last, and wider than they are many
+# (rows, slices, inner, leading): whole rows of several tiles and parts, of odd length, channels_last columns, one row,
+# one column; slices as of transposed convolutions, contiguous and channels_last, and wider than they are many
 SHAPES = [
     (34, 1, 1040, 1040),
     (9, 1, 27, 27),
@@ -20,7 +20,9 @@ SHAPES = [
 ]
 
 # an offset of one element is not aligned for 128-bit accesses
-each_dtype_and_offset = pytest.mark.parametrize("dtype, offset", [*((dtype, 0) for dtype in DTYPES), ("float32", 1), ("float16", 1)])
+each_dtype_and_offset = pytest.mark.parametrize(
+    "dtype, offset", [*((dtype, 0) for dtype in DTYPES), ("float32", 1), ("float16", 1)]
+)
 
 
 class Layer:
@@ -41,7 +43,12 @@ class Layer:
         return encode(np.full(self.rows * self.columns + self.offset, np.nan), self.dtype)[self.offset :]
 
     def matrix(self, memory):
-        places = decode(memory).reshape(self.slices, self.rows, self.inner).transpose(1, 0, 2).reshape(self.rows, self.columns)
+        places = (
+            decode(memory)
+            .reshape(self.slices, self.rows, self.inner)
+            .transpose(1, 0, 2)
+            .reshape(self.rows, self.columns)
+        )
         matrix = np.empty_like(places)
         matrix[:, self.column] = places
         return matrix
@@ -58,7 +65,10 @@ def group(dtype, offset=0, shapes=SHAPES):
 def split(layers, uv):
     at = 0
     for layer in layers:
-        yield uv[at : at + layer.rows].astype(float), uv[at + layer.rows : at + layer.rows + layer.columns].astype(float)
+        yield (
+            uv[at : at + layer.rows].astype(float),
+            uv[at + layer.rows : at + layer.rows + layer.columns].astype(float),
+        )
         at += layer.rows + layer.columns
 
 
@@ -140,7 +150,9 @@ def test_nan_and_zero(emulator):
 @pytest.mark.parametrize("count, tables, gradient_tables", [(32, 1, 1), (33, 1, 1), (508, 2, 2)])
 def test_many_layers_in_few_launches(loaded, count, tables, gradient_tables):
     loaded.set_order(loaded.Order.ascending)
-    layers, uv, sigma = group("float32", shapes=[(3, 1, 4, 4), (2, 3, 2, 6)] * (count // 2) + [(1, 1, 2, 2)] * (count % 2))
+    layers, uv, sigma = group(
+        "float32", shapes=[(3, 1, 4, 4), (2, 3, 2, 6)] * (count // 2) + [(1, 1, 2, 2)] * (count % 2)
+    )
     assert iterate(loaded, layers, uv, sigma, 0) == 3 * tables
     grads, out = [layer.normal() for layer in layers], [layer.empty() for layer in layers]
     weights, shapes = [layer.weight for layer in layers], [layer.shape for layer in layers]

@@ -386,6 +386,20 @@ def test_a_layer_alone_iterates_and_a_layer_used_twice_iterates_once():
     assert torch.equal(vectors(twice), vectors(once))
 
 
+def test_further_parametrisations_apply_to_what_the_group_computed():
+    class Double(nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    theirs, ours = pair()
+    for model in (theirs, ours):
+        parametrize.register_parametrization(model[4], "weight", Double())
+    torch.testing.assert_close(theirs(images()), ours(images()), **F64)
+    with Counter() as counter:
+        ours(images())
+    assert len(counter.calls) == 2
+
+
 def test_a_forward_that_fails_leaves_nothing_behind():
     _, ours = pair()
     with pytest.raises(RuntimeError):
@@ -402,7 +416,9 @@ def test_deepcopy_is_independent():
     with torch.no_grad():
         for p in clone.parameters():
             p.mul_(2)
-    assert torch.equal(before[0], vectors(ours)) and all(torch.equal(a, b) for a, b in zip(before[1], ours.parameters()))
+    assert torch.equal(before[0], vectors(ours)) and all(
+        torch.equal(a, b) for a, b in zip(before[1], ours.parameters())
+    )
     assert all(p.grad is None for p in ours.parameters()) and all(p.grad is not None for p in clone.parameters())
     state = vectors(clone)
     torch.testing.assert_close(theirs(x), ours(x), **F64)
@@ -419,7 +435,7 @@ def test_pickling_says_what_torch_says():
 
 
 def test_data_parallel_replicas():
-    """What nn.parallel.replicate does, on one device: replicas share hooks with the model, and buffers on its own device."""
+    """What nn.parallel.replicate does, on one device: replicas share hooks with the model, and buffers."""
     _, ours = pair()
     reference = copy.deepcopy(ours)
     modules = list(ours.modules())
@@ -754,7 +770,10 @@ def test_bad_input_of_remove():
     ],
 )
 def test_bad_input_of_the_op_modifies_nothing(change, message):
-    call = dict(weights=[torch.randn(3, 4)], u=[torch.ones(3)], v=[torch.ones(4)], dims=[0], iterations=1, eps=1e-12) | change
+    call = (
+        dict(weights=[torch.randn(3, 4)], u=[torch.ones(3)], v=[torch.ones(4)], dims=[0], iterations=1, eps=1e-12)
+        | change
+    )
     before = [t.clone() for t in (*call["u"], *call["v"])]
     with pytest.raises(RuntimeError, match=f"gankernels.spectral_norm_power_iteration_: .*({message})"):
         _op.spectral_norm_power_iteration_(*call.values())
@@ -772,5 +791,7 @@ def test_bad_input_of_the_derivatives():
         _op.spectral_normalize_bwd([weights[0]], weights, uv, sigma, dims, [len(weights)])
     with pytest.raises(RuntimeError, match="gankernels.spectral_normalize_bwd: grads must have one tensor per entry"):
         _op.spectral_normalize_bwd([weights[0]], weights, uv, sigma, dims, [0, 1])
-    with pytest.raises(RuntimeError, match="gankernels.spectral_normalize_bwd: grads must have the shape of its weight"):
+    with pytest.raises(
+        RuntimeError, match="gankernels.spectral_normalize_bwd: grads must have the shape of its weight"
+    ):
         _op.spectral_normalize_bwd([weights[0]], weights, uv, sigma, dims, [1])
