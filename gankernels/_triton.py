@@ -19,6 +19,19 @@ def jit(kernel):
     return triton.jit(kernel) if triton is not None else kernel
 
 
+@jit
+def sample_and_offsets(length, BLOCK: tl.constexpr):
+    """Which sample, and which of its elements, this program has; grid (samples * cdiv(length, BLOCK),), which has no limit at 65535."""
+    blocks = tl.cdiv(length, BLOCK)
+    program = tl.program_id(0).to(tl.int64)
+    return program // blocks, program % blocks * BLOCK + tl.arange(0, BLOCK)
+
+
+def blocks_of(t: torch.Tensor) -> int:
+    """Blocks per sample."""
+    return triton.cdiv(t.numel() // t.shape[0], BLOCK)
+
+
 def samples_first(t: torch.Tensor) -> torch.Tensor:
     """t, or a contiguous copy when a sample (index of dimension 0) is not one dense block of memory."""
     if t.numel() == 0 or (t.shape[0] == 1 or t.stride(0) == t.numel() // t.shape[0]) and is_dense(t):

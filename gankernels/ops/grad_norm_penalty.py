@@ -13,7 +13,7 @@ import torch
 
 from .._checks import check_batch, check_number
 from .._registration import register
-from .._triton import BLOCK, in_layout_of, jit, samples_first, tl, triton
+from .._triton import BLOCK, blocks_of, in_layout_of, jit, sample_and_offsets, samples_first, tl
 
 _op = torch.ops.gankernels
 
@@ -31,13 +31,12 @@ def reference(grads: torch.Tensor, target: float = 1.0, one_sided: bool = False)
 
 @jit
 def sample_dots_kernel(a_ptr, b_ptr, partial_ptr, length, BLOCK: tl.constexpr):
-    """partial[sample, block] = sum over the block of a * b; grid (sample, block)."""
-    sample = tl.program_id(0).to(tl.int64)
-    within = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    """partial[program] = sum over its block of a * b."""
+    sample, within = sample_and_offsets(length, BLOCK)
     mask = within < length
     a = tl.load(a_ptr + sample * length + within, mask, other=0.0).to(partial_ptr.dtype.element_ty)
     b = tl.load(b_ptr + sample * length + within, mask, other=0.0).to(partial_ptr.dtype.element_ty)
-    tl.store(partial_ptr + sample * tl.num_programs(1) + tl.program_id(1), tl.sum(a * b, axis=0))
+    tl.store(partial_ptr + tl.program_id(0), tl.sum(a * b, axis=0))
 
 
 @jit
@@ -82,8 +81,7 @@ def grad_norm_penalty_bwd_kernel(
     ONE_SIDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    sample = tl.program_id(0).to(tl.int64)
-    within = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    sample, within = sample_and_offsets(length, BLOCK)
     mask = within < length
     factor = tl.load(grad_ptr) * 2 / samples * slope_of(tl.load(norms_ptr + sample), target, ONE_SIDED)
     g = tl.load(g_ptr + sample * length + within, mask).to(factor.dtype)
@@ -104,8 +102,7 @@ def grad_norm_penalty_bwd_bwd_kernel(
     ONE_SIDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    sample = tl.program_id(0).to(tl.int64)
-    within = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    sample, within = sample_and_offsets(length, BLOCK)
     mask = within < length
     norm = tl.load(norms_ptr + sample)
     scale = tl.load(grad_ptr) * 2 / samples
@@ -122,9 +119,9 @@ def grad_norm_penalty_bwd_bwd_kernel(
 
 
 def _sample_dots(a, b, dtype):
-    samples, length = a.shape[0], a.numel() // a.shape[0]
-    partial = torch.empty(samples, max(1, triton.cdiv(length, BLOCK)), dtype=dtype, device=a.device)
-    sample_dots_kernel[tuple(partial.shape)](a, b, partial, length, BLOCK)
+    partial = torch.empty(a.shape[0], blocks_of(a), dtype=dtype, device=a.device)
+    if partial.numel():
+        sample_dots_kernel[(partial.numel(),)](a, b, partial, a.numel() // a.shape[0], BLOCK)
     return partial
 
 
@@ -141,7 +138,7 @@ def _grad_norm_penalty_bwd_triton(grad, grads, norms, target, one_sided):
     samples, length = grads.shape[0], grads.numel() // grads.shape[0]
     out = torch.empty_like(grads)
     if length:
-        grid = (samples, triton.cdiv(length, BLOCK))
+        grid = (samples * blocks_of(grads),)
         grad_norm_penalty_bwd_kernel[grid](grad, grads, norms, out, samples, length, target, one_sided, BLOCK)
     return out
 
@@ -156,7 +153,7 @@ def _grad_norm_penalty_bwd_bwd_triton(grad_grads, grad, grads, norms, target, on
         slopes = torch.where(norms <= target, 0.0, slopes)
     out = torch.empty_like(grads)
     if length:
-        grid = (samples, triton.cdiv(length, BLOCK))
+        grid = (samples * blocks_of(grads),)
         grad_norm_penalty_bwd_bwd_kernel[grid](
             v, grad, grads, norms, dots, out, samples, length, target, one_sided, BLOCK
         )

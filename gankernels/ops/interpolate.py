@@ -10,7 +10,7 @@ import torch
 
 from .._checks import check_batch, check_like, check_tensor, shape
 from .._registration import register
-from .._triton import BLOCK, in_layout_of, jit, samples_first, tl, triton
+from .._triton import BLOCK, blocks_of, in_layout_of, jit, sample_and_offsets, samples_first, tl
 
 _op = torch.ops.gankernels
 
@@ -21,13 +21,12 @@ def reference(real: torch.Tensor, fake: torch.Tensor, eps: torch.Tensor) -> torc
     return (eps * real + (1 - eps) * fake).to(real.dtype)
 
 
-# --- Triton kernels: grid (sample, block of the sample) ---
+# --- Triton kernels: one program per block of a sample ---
 
 
 @jit
 def interpolate_kernel(real_ptr, fake_ptr, eps_ptr, x_ptr, length, BLOCK: tl.constexpr):
-    sample = tl.program_id(0).to(tl.int64)
-    within = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    sample, within = sample_and_offsets(length, BLOCK)
     mask = within < length
     eps = tl.load(eps_ptr + sample)
     real = tl.load(real_ptr + sample * length + within, mask).to(eps.dtype)
@@ -38,8 +37,7 @@ def interpolate_kernel(real_ptr, fake_ptr, eps_ptr, x_ptr, length, BLOCK: tl.con
 
 @jit
 def interpolate_bwd_kernel(grad_ptr, eps_ptr, real_grad_ptr, fake_grad_ptr, length, BLOCK: tl.constexpr):
-    sample = tl.program_id(0).to(tl.int64)
-    within = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    sample, within = sample_and_offsets(length, BLOCK)
     mask = within < length
     eps = tl.load(eps_ptr + sample)
     grad = tl.load(grad_ptr + sample * length + within, mask).to(eps.dtype)
@@ -55,8 +53,8 @@ def _interpolate_triton(real, fake, eps):
     fake, eps = in_layout_of(real, fake), eps.contiguous()
     x = torch.empty_like(real)
     if x.numel():
-        length = x.numel() // x.shape[0]
-        interpolate_kernel[(x.shape[0], triton.cdiv(length, BLOCK))](real, fake, eps, x, length, BLOCK)
+        grid = (x.shape[0] * blocks_of(x),)
+        interpolate_kernel[grid](real, fake, eps, x, x.numel() // x.shape[0], BLOCK)
     return x
 
 
@@ -64,9 +62,8 @@ def _interpolate_bwd_triton(grad, eps):
     grad, eps = samples_first(grad), eps.contiguous()
     real_grad, fake_grad = torch.empty_like(grad), torch.empty_like(grad)
     if grad.numel():
-        length = grad.numel() // grad.shape[0]
-        grid = (grad.shape[0], triton.cdiv(length, BLOCK))
-        interpolate_bwd_kernel[grid](grad, eps, real_grad, fake_grad, length, BLOCK)
+        grid = (grad.shape[0] * blocks_of(grad),)
+        interpolate_bwd_kernel[grid](grad, eps, real_grad, fake_grad, grad.numel() // grad.shape[0], BLOCK)
     return real_grad, fake_grad
 
 
