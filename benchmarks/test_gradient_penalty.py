@@ -12,7 +12,7 @@ from torch import nn
 import gankernels as gk
 
 from .harness import Workload, assert_accurate, case, rotated
-from .networks import critic64, digits_critic
+from .networks import critic64, digits_critic, toy_critic
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -75,6 +75,7 @@ def four_native_passes(critic, x):
                     t = torch.ops.aten.leaky_relu_backward(t, x, layer.negative_slope, False)
                 case nn.Linear():
                     g.t() @ t
+                    t = t @ layer.weight.t()
                 case nn.Flatten():
                     t = t.flatten(1)
 
@@ -102,7 +103,7 @@ def prepare(make_critic, shape, layout, device, ours, stock, compiled=False, goa
 
         def run(i):
             real, fake, eps = inputs[i % len(inputs)]
-            # the requires_grad_() of an intermediate does not compile before torch 2.12
+            # stock's requires_grad_() of an intermediate does not compile before torch 2.12
             with torch._dynamo.config.patch(trace_autograd_ops=True):
                 for parameter, grad in zip(parameters, gradients(real.detach().requires_grad_(), fake, eps)):
                     parameter.grad = grad
@@ -160,6 +161,11 @@ def test_r1_penalty(device, layout):
 @case(*VARIANTS)
 def test_gradient_penalty_digits(device):
     return prepare(digits_critic, (64, 1, 8, 8), "nchw", device, ours_gp, stock_gp)
+
+
+@case(*VARIANTS, width=("16", "128", "512"))
+def test_r1_penalty_toy(device, width):
+    return prepare(lambda: toy_critic(int(width)), (256, 2), "nchw", device, ours_r1, stock_r1)
 
 
 @case(*VARIANTS, *COMPILED)
