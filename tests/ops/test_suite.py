@@ -1,4 +1,4 @@
-"""The op suite: every promise of an op that does not depend on which op it is, for every entry of specs.py."""
+"""The op suite: every promise of an op that does not depend on which op it is, for every entry of specs/."""
 
 import pytest
 import torch

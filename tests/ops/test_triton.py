@@ -13,40 +13,11 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from gankernels._triton import BLOCK  # noqa: E402
-from gankernels.ops import grad_norm_penalty, interpolate, pixel_norm  # noqa: E402
+from tests.ops.specs import KERNELS  # noqa: E402
 
 ARCHITECTURES = (80, 90, 100)
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-F, B, D, I = "*fp32", "*bf16", "*fp64", "i32"  # noqa: E741
-# kernel -> (argument types by dtype of the data, compile-time constants, whether its loads are streams)
-KERNELS = {
-    "interpolate": (interpolate.interpolate_kernel, lambda t, a: (t, t, a, t, I), {}, True),
-    "interpolate_bwd": (interpolate.interpolate_bwd_kernel, lambda t, a: (t, a, t, t, I), {}, True),
-    "sample_dots": (grad_norm_penalty.sample_dots_kernel, lambda t, a: (t, t, a, I), {}, True),
-    "norms": (grad_norm_penalty.norms_kernel, lambda t, a: (a, a, a, I), {"target": 1.0, "ONE_SIDED": True}, False),
-    "grad_norm_penalty_bwd": (
-        grad_norm_penalty.grad_norm_penalty_bwd_kernel,
-        lambda t, a: (a, t, a, t, I, I),
-        {"target": 1.0, "ONE_SIDED": False},
-        True,
-    ),
-    "grad_norm_penalty_bwd_bwd": (
-        grad_norm_penalty.grad_norm_penalty_bwd_bwd_kernel,
-        lambda t, a: (t, a, t, a, a, t, I, I),
-        {"target": 1.0, "ONE_SIDED": False},
-        True,
-    ),
-    **{
-        f"{name}_{'rows' if rows else 'planes'}": (
-            getattr(pixel_norm, f"{name}_kernel"),
-            lambda t, a, tensors=tensors: (*[t] * tensors, I, I),
-            {"eps": 1e-8, "ROWS": rows, "CHANNELS": channels},
-            True,
-        )
-        for name, tensors in (("pixel_norm", 2), ("pixel_norm_bwd", 3), ("pixel_norm_bwd_bwd", 5))
-        for rows, channels in ((False, 32), (True, 64))
-    },
-}
+F, B, D = "*fp32", "*bf16", "*fp64"
 
 
 def test_interpreted_in_a_process_of_its_own():
@@ -65,10 +36,10 @@ def test_interpreted_in_a_process_of_its_own():
 @pytest.mark.parametrize("pointer", (F, B, D))
 @pytest.mark.parametrize("name", KERNELS)
 def test_compiles_ahead_of_time(name, pointer, capability, tmp_path):
-    kernel, types, constants, streams = KERNELS[name]
-    constants = {**constants, "BLOCK": BLOCK}
+    kernel = KERNELS[name].kernel
+    constants = {**KERNELS[name].constants, "BLOCK": BLOCK}
     arguments = [n for n in kernel.arg_names if n not in constants]
-    signature = dict(zip(arguments, types(pointer, D if pointer == D else F), strict=True))
+    signature = dict(zip(arguments, KERNELS[name].arguments(pointer, D if pointer == D else F), strict=True))
     signature.update({n: "constexpr" for n in constants})
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if n in arguments}
     compiled = triton.compile(
@@ -76,7 +47,7 @@ def test_compiles_ahead_of_time(name, pointer, capability, tmp_path):
     )
     ptx = compiled.asm["ptx"]
     assert ".local" not in ptx, "an array went to local memory"
-    if streams:
+    if KERNELS[name].streams:
         assert any(f"ld.global{cache}.{wide}" in ptx for cache in ("", ".nc") for wide in ("v4.b32", "v2.b64")), "128-bit loads"
     (tmp_path / "kernel.cubin").write_bytes(compiled.asm["cubin"])
     usage = subprocess.run([CUOBJDUMP, "-res-usage", tmp_path / "kernel.cubin"], capture_output=True, text=True, check=True)

@@ -7,22 +7,13 @@ import pytest
 import torch
 
 import gankernels as gk  # noqa: F401  loads the ops
-from gankernels.ops import grad_norm_penalty, interpolate, pixel_norm
-from tests.ops.specs import SPECS, TOLERANCE
+from gankernels.ops import grad_norm_penalty
+from tests.ops.specs import LAUNCHERS, SPECS, TOLERANCE
 from tests.ops.test_suite import as_tuple, assert_close, double, inputs_of
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs in a process of its own")
 
 _op = torch.ops.gankernels
-LAUNCHERS = {
-    "interpolate": interpolate._interpolate_triton,
-    "interpolate_bwd": interpolate._interpolate_bwd_triton,
-    "grad_norm_penalty": grad_norm_penalty._grad_norm_penalty_triton,
-    "grad_norm_penalty_bwd": grad_norm_penalty._grad_norm_penalty_bwd_triton,
-    "pixel_norm": pixel_norm._pixel_norm_triton,
-    "pixel_norm_bwd": pixel_norm._pixel_norm_bwd_triton,
-    "pixel_norm_bwd_bwd": pixel_norm._pixel_norm_bwd_bwd_triton,
-}
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)

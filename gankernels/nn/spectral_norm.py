@@ -1,4 +1,4 @@
-"""Modules and parametrisations made of ops."""
+"""Spectral normalisation of a layer, or of all layers of a model as one group of tensors."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm as StockSpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm as StockSpectralNormHook
 
-from ._checks import check_number, check_tensor
-from .ops import spectral_norm as _ops
-
-__all__ = ["SpectralNorm", "remove_spectral_norm", "spectral_norm"]
+from .._checks import check_number, check_tensor
+from ..ops import spectral_norm as _ops
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = (

@@ -1,0 +1,70 @@
+"""What the op suite and the benchmarks need to know about an op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+# Shapes by what they are there for: odd sizes, one sample, more than one chunk of work per sample, several samples per chunk.
+SHAPES = {"odd": (3, 5, 7, 3), "one": (1, 2, 3, 3), "large": (2, 3, 96, 97), "many": (65, 3, 4, 4)}
+
+# Largest error relative to the largest value of the float64 reference, per dtype: a few units in the last place.
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
+
+
+def randn(shape, dtype, device):
+    return torch.randn(shape, dtype=torch.float64).to(device, dtype)
+
+
+def accumulate(dtype):
+    return torch.promote_types(dtype, torch.float32)
+
+
+def images_and(*constants, images):
+    """Makes the arguments of an op of so many images of one shape, followed by these."""
+
+    def inputs(shape, dtype, device):
+        return *(randn(shape, dtype, device) for _ in range(images)), *constants
+
+    return inputs
+
+
+@dataclass(frozen=True)
+class Spec:
+    """op(*inputs) against reference(*inputs).
+
+    inputs(shape, dtype, device) makes the arguments. `images` and `differentiable` are the positions of those that come in
+    several memory formats and of those with a derivative; `outputs` the positions of differentiable outputs. The last op of
+    a chain has nothing differentiable: its derivative raises. `shapes` has the names of SHAPES, and may have more, of 2
+    dimensions and up. `bad` holds, by name, calls with bad input and a pattern of the one sentence they raise.
+    """
+
+    name: str
+    op: Callable
+    reference: Callable
+    inputs: Callable
+    images: tuple[int, ...]
+    differentiable: tuple[int, ...]
+    outputs: tuple[int, ...] = (0,)
+    second_order: bool = True
+    shapes: dict = field(default_factory=lambda: SHAPES)
+    bad: dict[str, tuple[Callable, str]] = field(default_factory=dict)
+
+
+INT = "i32"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """How a Triton kernel is compiled ahead of time.
+
+    arguments(t, a) are the types of its arguments that are not compile-time constants, for data of pointer type t and sums of
+    pointer type a; `constants` the constants but BLOCK; `streams` says that its loads are 128 bits wide.
+    """
+
+    kernel: Callable
+    arguments: Callable
+    constants: dict = field(default_factory=dict)
+    streams: bool = True
