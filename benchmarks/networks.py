@@ -42,6 +42,41 @@ def toy_critic(width):
     )
 
 
+class ResidualBlock(nn.Module):
+    """x + conv(relu(norm(conv(relu(norm(x)))))), with the mean over 2×2 pixels of both on the way down."""
+
+    def __init__(self, channels, size, down, norm):
+        super().__init__()
+        pool = [nn.AvgPool2d(2)] if down else []
+        layers = []
+        for last in (False, True):
+            layers += [norm(channels, size), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1), *(pool if last else [])]
+        self.layers = nn.Sequential(*layers)
+        self.shortcut = nn.Sequential(*pool, nn.Conv2d(channels, channels, 1)) if down else nn.Identity()
+
+    def forward(self, x):
+        return self.shortcut(x) + self.layers(x)
+
+
+def layer_norm_of_images(channels, size):
+    return nn.LayerNorm((channels, size, size))
+
+
+def resnet_critic(norm=layer_norm_of_images, width=128, size=32):
+    """WGAN-GP's residual critic of 32×32 images (Gulrajani et al. 2017, appendix C), its first block a convolution."""
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, padding=1),
+        ResidualBlock(width, size, True, norm),
+        ResidualBlock(width, size // 2, True, norm),
+        ResidualBlock(width, size // 4, False, norm),
+        ResidualBlock(width, size // 4, False, norm),
+        nn.ReLU(),
+        nn.AvgPool2d(size // 4),
+        nn.Flatten(),
+        nn.Linear(width, 1),
+    )
+
+
 def dcgan_discriminator():
     """DCGAN's for 64×64 images (Radford et al. 2016): 3-64-128-256-512-1, 4×4 convolutions, batch norm inside."""
     channels = (3, 64, 128, 256, 512)

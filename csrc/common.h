@@ -140,6 +140,14 @@ inline Tensor in_layout_of(const Tensor& like, const Tensor& t) {
   return torch::stable::copy_(copy, t);
 }
 
+// x as it is when its samples are dense blocks of planes or of rows, else a contiguous copy.
+inline Tensor planes_or_rows(const Tensor& x_) {
+  if (x_.numel() == 0) return torch::stable::new_empty(x_, x_.sizes());  // its strides mean nothing
+  const Tensor x = samples_first(x_);
+  if (x.size(1) == 1 || x.stride(1) == 1) return x;
+  return x.stride(1) == x.numel() / (x.size(0) * x.size(1)) ? x : as_contiguous(x);
+}
+
 // Work is cut into chunks of a fixed size, so that what is summed with what does not depend on the number of threads.
 constexpr int64_t kChunk = 16384;
 

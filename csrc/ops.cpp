@@ -16,6 +16,24 @@ STABLE_TORCH_LIBRARY(gankernels, m) {
   m.def("pixel_norm_bwd(Tensor grad, Tensor x, float eps) -> Tensor");
   m.def("pixel_norm_bwd_bwd(Tensor grad_grad, Tensor grad, Tensor x, float eps) -> (Tensor, Tensor)");
 
+  // Normalisation of a critic's features. An output that was not asked for has no elements.
+  m.def(
+      "group_norm(Tensor x, Tensor? weight, Tensor? bias, int groups, float eps, bool centre) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "group_norm_bwd(Tensor grad, Tensor x, Tensor? weight, Tensor mean, Tensor rstd, int groups, bool centre, bool of_x,"
+      " bool of_parameters) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "group_norm_bwd_bwd(Tensor grad_grad, Tensor? grad_grad_weight, Tensor? grad_grad_bias, Tensor grad, Tensor x,"
+      " Tensor? weight, Tensor mean, Tensor rstd, int groups, bool centre, bool of_weight) -> (Tensor, Tensor, Tensor)");
+
+  // Attention. Kernels: csrc/autograd/attention.cpp
+  m.def("attention(Tensor q, Tensor k, Tensor v, bool causal, float scale) -> Tensor");
+  m.def(
+      "attention_bwd(Tensor grad, Tensor q, Tensor k, Tensor v, bool causal, float scale) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "attention_bwd_bwd(Tensor grad_grad_q, Tensor grad_grad_k, Tensor grad_grad_v, Tensor grad, Tensor q, Tensor k,"
+      " Tensor v, bool causal, float scale) -> (Tensor, Tensor, Tensor, Tensor)");
+
   // Spectral normalisation of a group of layers. uv holds u and v of every layer in turn; `layers` names those a derivative is
   // asked for, and grads and results of the derivatives have one tensor for each of them.
   m.def(

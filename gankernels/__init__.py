@@ -5,9 +5,11 @@ from ._registration import load_library as _load_library
 _load_library()
 
 from . import nn, optim, reference  # noqa: E402
+from .ops.attention import scaled_dot_product_attention  # noqa: E402
 from .ops.clip_weights import clip_weights_  # noqa: E402
 from .ops.fast_double_backward import fast_double_backward, no_weight_gradients  # noqa: E402
 from .ops.grad_norm_penalty import grad_norm_penalty  # noqa: E402
+from .ops.group_norm import group_norm, layer_norm, rms_norm  # noqa: E402
 from .ops.interpolate import interpolate  # noqa: E402
 from .ops.penalties import (  # noqa: E402
     dragan_penalty,
@@ -26,7 +28,9 @@ __all__ = [
     "fast_double_backward",
     "grad_norm_penalty",
     "gradient_penalty",
+    "group_norm",
     "interpolate",
+    "layer_norm",
     "nn",
     "no_weight_gradients",
     "optim",
@@ -35,4 +39,6 @@ __all__ = [
     "r1_penalty",
     "r2_penalty",
     "reference",
+    "rms_norm",
+    "scaled_dot_product_attention",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 try:
@@ -37,6 +39,16 @@ def samples_first(t: torch.Tensor) -> torch.Tensor:
     if t.numel() == 0 or (t.shape[0] == 1 or t.stride(0) == t.numel() // t.shape[0]) and is_dense(t):
         return t
     return t.contiguous()
+
+
+def planes_or_rows(x):
+    """x, or a contiguous copy when its samples are not dense blocks of planes or of rows."""
+    if x.numel() == 0:
+        return x.new_empty(x.shape)  # its strides mean nothing
+    x = samples_first(x)
+    if x.shape[1] == 1 or x.stride(1) in (1, math.prod(x.shape[2:])):
+        return x
+    return x.contiguous()
 
 
 def is_dense(t: torch.Tensor) -> bool:

@@ -10,10 +10,9 @@
 // They are CompositeImplicitAutograd: torch.compile, functionalization and fake tensors see through them to aten.
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include <atomic>
+#include "node.h"
 
 namespace {
 
@@ -23,29 +22,13 @@ using std::optional;
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
-
-template <class State>
-using StatePtr = c10::intrusive_ptr<State>;
-
-template <class State>
-void keep(AutogradContext* ctx, const StatePtr<State>& state, const variable_list& saved) {
-  ctx->set_materialize_grads(false);
-  ctx->save_for_backward(saved);
-  ctx->saved_data["state"] = c10::IValue::make_capsule(state);
-}
-
-template <class State>
-StatePtr<State> kept(AutogradContext* ctx) {
-  return c10::static_intrusive_pointer_cast<State>(ctx->saved_data["state"].toCapsule());
-}
+using namespace gankernels;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Products y = P(x, w) + b, linear in x and in w. With g the gradient at y:
 //   input(g, w) is the gradient in x,  weight(g, x) the gradient in w,
 // and the derivatives of the three maps are the three maps again.
 // ---------------------------------------------------------------------------------------------------------------------
-
-std::atomic<int> weight_gradients_disabled{0};
 
 struct Convolution : torch::CustomClassHolder {
   std::vector<int64_t> stride, padding, dilation, output_padding;
@@ -83,6 +66,22 @@ struct Linear : torch::CustomClassHolder {
   Tensor bias_gradient(const Tensor& g) const { return g.reshape({-1, g.size(-1)}).sum(0); }
 };
 
+// y[c] = w[c] x[c] + b[c] over dimension 1: batch norm with fixed statistics, by its own kernels.
+struct ChannelAffine : torch::CustomClassHolder {
+  Tensor forward(const Tensor& x, const Tensor& w, const optional<Tensor>& b) const {
+    return std::get<0>(at::native_batch_norm(x, w, b, at::zeros_like(w), at::ones_like(w), false, 0, 0));
+  }
+  std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& g, const Tensor& x, const Tensor& w,
+                                              std::array<bool, 3> mask) const {
+    return at::native_batch_norm_backward(g, x, w, at::zeros_like(w), at::ones_like(w), {}, {}, false, 0, mask);
+  }
+  Tensor bias_gradient(const Tensor& g) const {
+    std::vector<int64_t> dims{0};
+    for (int64_t i = 2; i < g.dim(); ++i) dims.push_back(i);
+    return g.sum(dims);
+  }
+};
+
 template <class P>
 struct ProductInput;
 template <class P>
@@ -102,7 +101,7 @@ struct Product : Function<Product<P>> {
     const auto product = kept<P>(ctx);
     const Tensor &x = saved[0], &w = saved[1], &b = saved[2];
     const bool needs_x = ctx->needs_input_grad(0), needs_b = b.defined() && ctx->needs_input_grad(2);
-    const bool needs_w = ctx->needs_input_grad(1) && weight_gradients_disabled.load(std::memory_order_relaxed) == 0;
+    const bool needs_w = ctx->needs_input_grad(1) && weight_gradients_enabled();
     Tensor gx, gw, gb;
     if (!at::GradMode::is_enabled()) {
       std::tie(gx, gw, gb) = product->backward(g, x, w, {needs_x, needs_w, needs_b});
@@ -130,7 +129,7 @@ struct ProductInput : Function<ProductInput<P>> {
     const Tensor &g = saved[0], &w = saved[1], &b = saved[2];
     Tensor gg, gw, gb;
     if (ctx->needs_input_grad(0)) gg = Product<P>::apply(v, w, std::nullopt, product);
-    if (ctx->needs_input_grad(1) && weight_gradients_disabled.load(std::memory_order_relaxed) == 0)
+    if (ctx->needs_input_grad(1) && weight_gradients_enabled())
       gw = ProductWeight<P>::apply(g, v, w.detach(), product);
     // The bias does not enter. Zero rather than absent where stock has zeros, below another layer: optimisers and
     // data-parallel reducers count on that .grad.
@@ -191,6 +190,11 @@ Tensor convolution(const Tensor& x, const Tensor& w, const optional<Tensor>& b, 
 Tensor linear(const Tensor& x, const Tensor& w, const optional<Tensor>& b) {
   static const auto state = c10::make_intrusive<Linear>();
   return product(x, w, b, state);
+}
+
+Tensor channel_affine(const Tensor& x, const Tensor& w, const Tensor& b) {
+  static const auto state = c10::make_intrusive<ChannelAffine>();
+  return Product<ChannelAffine>::apply(x, w, b, state);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -402,7 +406,6 @@ Tensor replication_pad(const Tensor& x, IntArrayRef padding) { return local<Repl
 // A leaf that shares x's memory. torch.compile traces this where it would not trace x.requires_grad_().
 Tensor leaf(const Tensor& x) { return x.detach().requires_grad_(); }
 
-// Process-wide, since autograd runs a GPU's backward on threads of its own.
 void disable_weight_gradients(int64_t change) { weight_gradients_disabled += int(change); }
 
 }  // namespace
@@ -413,6 +416,7 @@ TORCH_LIBRARY_FRAGMENT(gankernels, m) {
       "bool transposed, int[] output_padding, int groups) -> Tensor",
       convolution);
   m.def("fast_linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor", linear);
+  m.def("fast_channel_affine(Tensor input, Tensor weight, Tensor bias) -> Tensor", channel_affine);
   m.def("fast_leaky_relu(Tensor input, float slope) -> Tensor", leaky_relu);
   m.def("fast_leaky_relu_(Tensor(a!) input, float slope) -> Tensor(a!)", leaky_relu_);
   m.def("fast_hardtanh(Tensor input, float low, float high) -> Tensor", hardtanh);

@@ -111,14 +111,6 @@ void check(const char* op, const Tensor& x, double eps) {
   GK_CHECK(eps > 0, op, ": eps must be > 0, got ", eps);
 }
 
-// x as it is when its samples are dense blocks of planes or of rows, else a contiguous copy.
-Tensor planes_or_rows(const Tensor& x_) {
-  if (x_.numel() == 0) return torch::stable::new_empty(x_, x_.sizes());  // its strides mean nothing
-  const Tensor x = samples_first(x_);
-  if (x.size(1) == 1 || x.stride(1) == 1) return x;
-  return x.stride(1) == x.numel() / (x.size(0) * x.size(1)) ? x : as_contiguous(x);
-}
-
 Layout layout_of(const Tensor& x) {
   const int64_t n = x.size(0), c = x.size(1);
   if (x.numel() == 0) return {0, 1, 0, false};

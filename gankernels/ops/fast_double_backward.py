@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+from .attention import attend, fits
+
 _op = torch.ops.gankernels
 _ROUTES = {}
 
@@ -203,6 +205,64 @@ def _pad(input, pad, mode="constant", value=None):
     if mode not in ("reflect", "replicate") or (len(pad), input.dim()) not in ((2, 3), (4, 4)):
         return NotImplemented
     return (_op.fast_reflection_pad if mode == "reflect" else _op.fast_replication_pad).default(input, pad)
+
+
+@_route(F.group_norm, torch.group_norm)
+def _group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
+    if not _norm_kernels(input) or input.dim() < 2 or input.numel() <= input.shape[0] * num_groups:
+        return NotImplemented
+    return _op.fast_group_norm.default(input, weight, bias, num_groups, eps)
+
+
+@_route(F.layer_norm, torch.layer_norm)
+def _layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
+    if not _norm_kernels(input):
+        return NotImplemented
+    return _op.fast_layer_norm.default(input, weight, bias, list(normalized_shape), eps, True)
+
+
+@_route(F.rms_norm, torch.rms_norm)
+def _rms_norm(input, normalized_shape, weight=None, eps=None):
+    if not _norm_kernels(input):
+        return NotImplemented
+    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    return _op.fast_layer_norm.default(input, weight, None, list(normalized_shape), eps, False)
+
+
+@_route(F.instance_norm)
+def _instance_norm(
+    input, running_mean=None, running_var=None, weight=None, bias=None, use_input_stats=True, momentum=0.1, eps=1e-5
+):
+    if not use_input_stats:
+        return _batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    if running_mean is not None or input.dim() < 3:
+        return NotImplemented
+    return _group_norm(input, input.shape[1], weight, bias, eps)
+
+
+@_route(F.batch_norm)
+def _batch_norm(input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
+    """With fixed statistics an affine map per channel; with those of the batch, stock's."""
+    if training or input.dim() < 2:
+        return NotImplemented
+    scale = torch.rsqrt(running_var + eps)
+    scale = scale if weight is None else scale * weight
+    shift = -running_mean * scale if bias is None else bias - running_mean * scale
+    return _op.fast_channel_affine.default(input, scale, shift)
+
+
+@_route(F.scaled_dot_product_attention)
+def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+    if attn_mask is not None or dropout_p or not _norm_kernels(query) or not fits(query, key, value):
+        return NotImplemented
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        query, key, value = (t.to(torch.get_autocast_dtype(device)) for t in (query, key, value))
+    return attend(query, key, value, is_causal, scale)
+
+
+def _norm_kernels(x):
+    return x.device.type in ("cpu", "cuda") and x.is_floating_point() and x.numel() > 0
 
 
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))

@@ -9,13 +9,11 @@ Nothing is saved but x: a derivative takes its sums from what it reads anyway. T
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from .._checks import check_number, check_tensor, shape
 from .._registration import register
-from .._triton import BLOCK, in_layout_of, jit, samples_first, tl, triton
+from .._triton import BLOCK, in_layout_of, jit, planes_or_rows, tl, triton
 
 _op = torch.ops.gankernels
 
@@ -164,16 +162,6 @@ def pixel_norm_bwd_bwd_kernel(
 _MOST_PLANES, _MOST_IN_ROW = BLOCK // 32, BLOCK
 
 
-def _planes_or_rows(x):
-    """x, or a contiguous copy when its samples are not dense blocks of planes or of rows."""
-    if x.numel() == 0:
-        return x.new_empty(x.shape)  # its strides mean nothing
-    x = samples_first(x)
-    if x.shape[1] == 1 or x.stride(1) in (1, math.prod(x.shape[2:])):
-        return x
-    return x.contiguous()
-
-
 def _launch(kernel, tensors, like, eps):
     """One launch over tensors that all lie in memory as `like`, which is of planes or of rows, does."""
     if like.numel() == 0:
@@ -188,21 +176,21 @@ def _launch(kernel, tensors, like, eps):
 
 
 def _pixel_norm_triton(x, eps):
-    x = _planes_or_rows(x)
+    x = planes_or_rows(x)
     y = torch.empty_like(x)
     _launch(pixel_norm_kernel, (x, y), x, eps)
     return y
 
 
 def _pixel_norm_bwd_triton(grad, x, eps):
-    x = _planes_or_rows(x)
+    x = planes_or_rows(x)
     out = torch.empty_like(x)
     _launch(pixel_norm_bwd_kernel, (in_layout_of(x, grad), x, out), x, eps)
     return out
 
 
 def _pixel_norm_bwd_bwd_triton(grad_grad, grad, x, eps):
-    x = _planes_or_rows(x)
+    x = planes_or_rows(x)
     grad_out, x_out = torch.empty_like(x), torch.empty_like(x)
     tensors = (in_layout_of(x, grad_grad), in_layout_of(x, grad), x, grad_out, x_out)
     _launch(pixel_norm_bwd_bwd_kernel, tensors, x, eps)
@@ -213,7 +201,7 @@ def _pixel_norm_bwd_bwd_triton(grad_grad, grad, x, eps):
 
 
 def _fake(x, eps):
-    return torch.empty_like(_planes_or_rows(x))
+    return torch.empty_like(planes_or_rows(x))
 
 
 def _setup_context(ctx, inputs, output):
@@ -226,7 +214,7 @@ def _backward(ctx, grad):
 
 
 def _bwd_fake(grad, x, eps):
-    return torch.empty_like(_planes_or_rows(x))
+    return torch.empty_like(planes_or_rows(x))
 
 
 def _bwd_setup_context(ctx, inputs, output):
@@ -239,7 +227,7 @@ def _bwd_backward(ctx, grad_grad):
 
 
 def _bwd_bwd_fake(grad_grad, grad, x, eps):
-    x = _planes_or_rows(x)
+    x = planes_or_rows(x)
     return torch.empty_like(x), torch.empty_like(x)
 
 
