@@ -3,7 +3,7 @@ import torch
 import gankernels as gk
 from gankernels.ops import grad_norm_penalty
 
-from .spec import INT, Kernel, Spec, accumulate, randn
+from .spec import INT, Kernel, Spec, accumulate
 
 _op = torch.ops.gankernels
 
