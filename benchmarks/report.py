@@ -21,6 +21,7 @@ TITLES = {
     "test_gradient_penalty.py": "Gradient penalties, forward and backward",
     "test_spectral_norm.py": "Spectral normalisation",
     "test_weights.py": "Weight clipping and optimisers",
+    "test_ops.py": "Ops at the shapes of real networks",
     "test_streaming.py": "One pass over images",
 }
 KEPT = ("median", "p20", "p80", "device_median", "ratio", "speedup", "floor_share", "bytes_per_second", "memory", "passes",
