@@ -5,7 +5,8 @@ from pathlib import Path
 
 
 def cache_folder(*parts):
-    """A folder for packed data sets and statistics below `$GANZOO_CACHE`, which is `~/.cache/ganzoo` unless set; made when it is not there."""
+    """A folder for packed data sets and statistics, made when it is not there: below `$GANZOO_CACHE`, which is
+    `~/.cache/ganzoo` unless set."""
     base = os.environ.get("GANZOO_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "ganzoo")
     folder = Path(base, *parts)
     folder.mkdir(parents=True, exist_ok=True)

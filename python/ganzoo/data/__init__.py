@@ -3,8 +3,8 @@
     data = ganzoo.data.open("digits", split="train")
     batch = data.fetch(torch.arange(64))    # {"image": (64, 1, 8, 8), "label": (64,)}
 
-A set is a `DataSet`: `len(data)`, `data.fetch(indices)`, `data.shape`, `data.classes`, `data.name`, `data.split`, `data.to(device)`.
-Unpaired domains are a dict of two sets, `a` and `b`.
+A set is a `DataSet`: `len(data)`, `data.fetch(indices)`, `data.shape`, `data.classes`, `data.name`, `data.split`,
+`data.to(device)`. Unpaired domains are a dict of two sets, `a` and `b`.
 """
 
 import inspect

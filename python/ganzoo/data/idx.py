@@ -78,7 +78,8 @@ def _read(path, dims):
     shape = struct.unpack(f">{dims}I", content[4 : 4 + 4 * dims])
     if len(content) - 4 - 4 * dims != math.prod(shape):
         raise Error(
-            f"{path} must have {math.prod(shape):,} bytes of data by its header {shape}, and has {len(content) - 4 - 4 * dims:,}."
+            f"{path} must have {math.prod(shape):,} bytes of data by its header {shape}, "
+            f"and has {len(content) - 4 - 4 * dims:,}."
         )
     if not math.prod(shape):
         raise Error(f"{path} is empty: its header says {shape}.")
