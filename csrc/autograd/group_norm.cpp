@@ -2,21 +2,18 @@
 //
 // The ops have derivatives in Python too; these nodes know what a backward asks for: a penalty's first wants the gradient in x
 // alone, and then the parameters' are neither computed nor differentiated.
-#include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "node.h"
+#include "nodes.h"
 
 namespace {
 
-using at::Tensor;
-using std::optional;
+using namespace gk;
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
-using torch::autograd::variable_list;
-using namespace gankernels;
 
 using Tensors = std::tuple<Tensor, Tensor, Tensor>;
 using Parameter = optional<Tensor>;
@@ -79,6 +76,16 @@ struct Norm : torch::CustomClassHolder {
   }
 };
 
+void keep(AutogradContext* ctx, const StatePtr<Norm>& norm, const variable_list& tensors) {
+  ctx->set_materialize_grads(false);
+  ctx->save_for_backward(tensors);
+  ctx->saved_data["norm"] = c10::IValue::make_capsule(norm);
+}
+
+StatePtr<Norm> kept(AutogradContext* ctx) {
+  return c10::static_intrusive_pointer_cast<Norm>(ctx->saved_data["norm"].toCapsule());
+}
+
 // Its outputs are those asked for, of the gradients in x, weight and bias.
 struct NormGradient : Function<NormGradient> {
   static variable_list forward(AutogradContext* ctx, const Tensor& g, const Tensor& x, const Parameter& w, const Parameter& b,
@@ -94,7 +101,7 @@ struct NormGradient : Function<NormGradient> {
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     const auto saved = ctx->get_saved_variables();
-    const auto norm = kept<Norm>(ctx);
+    const auto norm = kept(ctx);
     const Tensor &g = saved[0], &x = saved[1], &w = saved[2], &b = saved[3], &mean = saved[4], &rstd = saved[5];
     Tensor v[3];
     const auto of = ctx->saved_data["of"].toBoolList();
@@ -102,7 +109,7 @@ struct NormGradient : Function<NormGradient> {
       if (of[i]) v[i] = grads[next++];
     variable_list out(10);
     if (!v[0].defined() && !v[1].defined() && !v[2].defined()) return out;
-    const bool of_weight = w.defined() && ctx->needs_input_grad(2) && weight_gradients_enabled();
+    const bool of_weight = w.defined() && ctx->needs_input_grad(2) && wants_weights();
     const auto [gg, gx, gw] =
         call_bwd_bwd(norm->rows(v[0].defined() ? v[0] : at::zeros_like(x)), norm->parameter(v[1]), norm->parameter(v[2]),
                      norm->rows(g), norm->rows(x), norm->parameter(w), mean, rstd, norm->groups, norm->centre, of_weight);
@@ -129,10 +136,10 @@ struct NormNode : Function<NormNode> {
     const Tensor& g = grads[0];
     if (!g.defined()) return variable_list(4);
     const auto saved = ctx->get_saved_variables();
-    const auto norm = kept<Norm>(ctx);
+    const auto norm = kept(ctx);
     const Tensor &x = saved[0], &w = saved[1], &b = saved[2], &mean = saved[3], &rstd = saved[4];
     const bool of_x = ctx->needs_input_grad(0), of_b = b.defined() && ctx->needs_input_grad(2);
-    const bool of_w = w.defined() && ctx->needs_input_grad(1) && weight_gradients_enabled();
+    const bool of_w = w.defined() && ctx->needs_input_grad(1) && wants_weights();
     if (!of_x && !of_w && !of_b) return variable_list(4);
     if (!at::GradMode::is_enabled()) {
       const auto [gx, gw, gb] = norm->bwd(g, x, w, b, mean, rstd, of_x, of_w, of_b);

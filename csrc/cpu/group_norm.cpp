@@ -16,8 +16,9 @@ namespace {
 
 using std::optional;
 
-constexpr int64_t kTile = 4096;   // most elements of a tile: those of three tensors stay in the first-level cache
+constexpr int64_t kTile = 2048;   // most elements of a tile: those of three tensors stay in the first-level cache
 constexpr int64_t kWidth = 1024;  // most channels of a tile
+constexpr int64_t kPixels = 64;   // most pixels of a tile of rows: as many roundings in a sum as in one of planes
 
 // `rows`: channels are innermost (channels_last, or no pixels at all); else each channel's pixels are dense.
 struct Layout {
@@ -215,7 +216,7 @@ struct Unit {
     const int64_t channels = groups * layout.per_group, first = group * layout.per_group;
     const bool rows = layout.rows;
     const int64_t whole = layout.channels(), step = rows ? whole : layout.pixels;
-    const int64_t pixels = rows ? std::clamp<int64_t>(kTile / std::min(channels, kWidth), 1, layout.pixels)
+    const int64_t pixels = rows ? std::clamp<int64_t>(kTile / std::min(channels, kWidth), 1, std::min(kPixels, layout.pixels))
                                 : std::min(kTile, layout.pixels);
     const int64_t width = std::min({channels, kWidth, std::max<int64_t>(1, kTile / pixels)});
     for (int64_t c = 0; c < channels; c += width)
