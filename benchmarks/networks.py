@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import torch
 from torch import nn
 from torch.nn.functional import relu
 
@@ -76,6 +77,38 @@ def resnet_critic(norm=layer_norm_of_images, width=128, size=32):
         nn.Flatten(),
         nn.Linear(width, 1),
     )
+
+
+class AttentionBlock(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)), on tokens."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.norm, self.to_qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.LeakyReLU(0.2), nn.Linear(2 * width, width))
+
+    def forward(self, x):
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.to_qkv(self.norm(x)).chunk(3, -1))
+        x = x + self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.mlp(x)
+
+
+def attention_critic(width=128, heads=2):
+    """A critic of 128×128 images as 1,024 patches: two blocks of attention, the mean over patches, a linear layer."""
+
+    class Critic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches = nn.Conv2d(3, width, 4, 4)
+            self.position = nn.Parameter(0.1 * torch.randn(1024, width))
+            self.blocks = nn.Sequential(AttentionBlock(width, heads), AttentionBlock(width, heads))
+            self.head = nn.Linear(width, 1)
+
+        def forward(self, x):
+            return self.head(self.blocks(self.patches(x).flatten(2).mT + self.position).mean(1))
+
+    return Critic()
 
 
 def dcgan_discriminator():

@@ -8,11 +8,12 @@ import copy
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import gankernels as gk
 
 from .harness import Workload, assert_accurate, case, rotated
-from .networks import critic64, digits_critic, toy_critic
+from .networks import attention_critic, critic64, digits_critic, layer_norm_of_images, resnet_critic, toy_critic
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -80,7 +81,7 @@ def four_native_passes(critic, x):
                     t = t.flatten(1)
 
 
-def prepare(make_critic, shape, layout, device, ours, stock, compiled=False, goals=()):
+def prepare(make_critic, shape, layout, device, ours, stock, compiled=False, floor=True, goals=()):
     """All variants of one penalty on one critic; `compiled` adds whole compiled steps, backward inside."""
     critic = make_critic().to(device, memory_format=LAYOUTS[layout])
     parameters = list(critic.parameters())
@@ -133,14 +134,18 @@ def prepare(make_critic, shape, layout, device, ours, stock, compiled=False, goa
         values = [[penalty(critic, *inputs[0]).detach()] for penalty in (ours, stock)]
         assert_accurate(*values, [value.detach()], "penalty", rounding)
 
-    variants = {
-        "gankernels": step(ours),
-        "stock": step(stock),
-        "floor": lambda i: four_native_passes(critic, inputs[i % len(inputs)][0]),
-    }
+    variants = {"gankernels": step(ours), "stock": step(stock)}
+    if floor:
+        variants["floor"] = lambda i: four_native_passes(critic, inputs[i % len(inputs)][0])
     if compiled:
         variants |= {"gankernels_compiled": compiled_step(ours), "stock_compiled": compiled_step(stock)}
     return Workload(variants, check, forget_gradients, forward=lambda: critic(inputs[0][0]), goals=dict(goals))
+
+
+def stock_gp_by_math(critic, real, fake, eps):
+    """Attention in its plain form: stock's fused one has no second derivative."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return stock_gp(critic, real, fake, eps)
 
 
 VARIANTS = ("gankernels", "stock", "floor")
@@ -166,6 +171,22 @@ def test_gradient_penalty_digits(device):
 @case(*VARIANTS, width=("16", "128", "512"))
 def test_r1_penalty_toy(device, width):
     return prepare(lambda: toy_critic(int(width)), (256, 2), "nchw", device, ours_r1, stock_r1)
+
+
+NORMS = {"layer_norm": layer_norm_of_images, "group_norm": lambda channels, size: nn.GroupNorm(1, channels)}
+
+
+@case("gankernels", "stock", norm=NORMS, layout=LAYOUTS)
+def test_gradient_penalty_resnet(device, norm, layout):
+    """A norm bends: the double backward has two further passes, six in all."""
+    return prepare(
+        lambda: resnet_critic(NORMS[norm]), (16, 3, 32, 32), layout, device, ours_gp, stock_gp, floor=False, goals={"stock": 1.5}
+    )
+
+
+@case("gankernels", "stock")
+def test_gradient_penalty_attention(device):
+    return prepare(attention_critic, (4, 3, 128, 128), "nchw", device, ours_gp, stock_gp_by_math, floor=False, goals={"stock": 1.0})
 
 
 @case(*VARIANTS, *COMPILED)

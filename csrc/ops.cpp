@@ -26,6 +26,11 @@ STABLE_TORCH_LIBRARY(gankernels, m) {
       "group_norm_bwd_bwd(Tensor grad_grad, Tensor? grad_grad_weight, Tensor? grad_grad_bias, Tensor grad, Tensor x,"
       " Tensor? weight, Tensor mean, Tensor rstd, int groups, bool centre, bool of_weight) -> (Tensor, Tensor, Tensor)");
 
+  // An activation of critics; others are bias_act's
+  m.def("gelu(Tensor x, bool tanh_form) -> Tensor");
+  m.def("gelu_bwd(Tensor grad, Tensor x, bool tanh_form) -> Tensor");
+  m.def("gelu_bwd_bwd(Tensor grad_grad, Tensor grad, Tensor x, bool tanh_form) -> (Tensor, Tensor)");
+
   // Attention. Kernels: csrc/autograd/attention.cpp
   m.def("attention(Tensor q, Tensor k, Tensor v, bool causal, float scale) -> Tensor");
   m.def(

@@ -8,6 +8,7 @@ from . import nn, optim, reference  # noqa: E402
 from .ops.attention import scaled_dot_product_attention  # noqa: E402
 from .ops.clip_weights import clip_weights_  # noqa: E402
 from .ops.fast_double_backward import fast_double_backward, no_weight_gradients  # noqa: E402
+from .ops.gelu import gelu  # noqa: E402
 from .ops.grad_norm_penalty import grad_norm_penalty  # noqa: E402
 from .ops.group_norm import group_norm, layer_norm, rms_norm  # noqa: E402
 from .ops.interpolate import interpolate  # noqa: E402
@@ -26,6 +27,7 @@ __all__ = [
     "clip_weights_",
     "dragan_penalty",
     "fast_double_backward",
+    "gelu",
     "grad_norm_penalty",
     "gradient_penalty",
     "group_norm",

@@ -5,6 +5,7 @@ Each takes the op's own arguments, runs in any dtype on any device, and differen
 
 from .ops.attention import reference as scaled_dot_product_attention
 from .ops.clip_weights import reference as clip_weights_
+from .ops.gelu import reference as gelu
 from .ops.grad_norm_penalty import reference as grad_norm_penalty
 from .ops.group_norm import reference as group_norm
 from .ops.interpolate import reference as interpolate
@@ -13,4 +14,15 @@ from .ops.optimizers import rmsprop_reference as rmsprop_
 from .ops.pixel_norm import reference as pixel_norm
 from .ops.spectral_norm import reference as spectral_norm
 
-__all__ = ["adam_", "clip_weights_", "grad_norm_penalty", "group_norm", "interpolate", "pixel_norm", "rmsprop_", "spectral_norm"]
+__all__ = [
+    "adam_",
+    "clip_weights_",
+    "gelu",
+    "grad_norm_penalty",
+    "group_norm",
+    "interpolate",
+    "pixel_norm",
+    "rmsprop_",
+    "scaled_dot_product_attention",
+    "spectral_norm",
+]

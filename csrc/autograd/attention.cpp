@@ -30,6 +30,8 @@ Tensor wide(const Tensor& t) {
   return (at::isReducedFloatingType(t.scalar_type()) ? t.to(at::kFloat) : t).contiguous();
 }
 
+Tensor zeros(const Tensor& like) { return at::zeros(like.sizes(), like.options()); }
+
 // A block: some heads, some of their queries, and the keys these see.
 struct Block {
   int64_t head, heads, query, queries, keys;
@@ -75,7 +77,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_bwd(const Tensor& grad_, const Tens
   check("attention_bwd", q_, k_, v_);
   check_like("attention_bwd", "grad", grad_, {q_.size(0), q_.size(1), v_.size(2)});
   const Tensor g = wide(grad_), q = wide(q_).mul(scale), k = wide(k_), v = wide(v_);
-  Tensor dq = at::zeros_like(q), dk = at::zeros_like(k), dv = at::zeros_like(v);
+  Tensor dq = zeros(q), dk = zeros(k), dv = zeros(v);
   for_each_block(q, k, causal, [&](const Block& b) {
     const Tensor p = b.probabilities(q, k), block_g = b.of_queries(g);
     b.of_keys(dv).baddbmm_(p.mT(), block_g);
@@ -106,7 +108,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_bwd_bwd(const Tensor& vq_, 
   const Tensor vq = wide(vq_).mul(scale), vk = wide(vk_), vv = wide(vv_);
   // scale vq and q side by side, as factors of T; likewise k and vk
   const Tensor vq_q = at::cat({vq, q}, 2), k_vk = at::cat({k, vk}, 2);
-  Tensor dg = at::zeros_like(g), dq = at::zeros_like(q), dk = at::zeros_like(k), dv = at::zeros_like(v);
+  Tensor dg = zeros(g), dq = zeros(q), dk = zeros(k), dv = zeros(v);
   for_each_block(q, k, causal, [&](const Block& b) {
     const Tensor p = b.probabilities(q, k), block_g = b.of_queries(g);
     const auto centred = [&](Tensor t) { return t.sub_(at::mul(p, t).sum(-1, true)); };

@@ -18,7 +18,8 @@ using std::optional;
 
 constexpr int64_t kTile = 2048;   // most elements of a tile: those of three tensors stay in the first-level cache
 constexpr int64_t kWidth = 1024;  // most channels of a tile
-constexpr int64_t kPixels = 64;   // most pixels of a tile of rows: as many roundings in a sum as in one of planes
+constexpr int64_t kPixels = 32;   // most pixels of a tile of rows, for the sake of rounding
+constexpr int64_t kRun = 8 * kLanes;  // of a plane is summed up by itself, likewise
 
 // `rows`: channels are innermost (channels_last, or no pixels at all); else each channel's pixels are dense.
 struct Layout {
@@ -51,8 +52,12 @@ GK_MULTIVERSION void sums(const T* a, A* __restrict s, Tile t) {
   for (int64_t c = 0; c < t.channels; ++c, a += t.step) {
     A lanes[kLanes] = {}, rest = 0;
     int64_t p = 0;
-    for (; p + kLanes <= t.pixels; p += kLanes)
-      for (int j = 0; j < kLanes; ++j) lanes[j] += A(a[p + j]);
+    while (p + kLanes <= t.pixels) {
+      A run[kLanes] = {};
+      for (const int64_t end = std::min(p + kRun, t.pixels - kLanes + 1); p < end; p += kLanes)
+        for (int j = 0; j < kLanes; ++j) run[j] += A(a[p + j]);
+      for (int j = 0; j < kLanes; ++j) lanes[j] += run[j];
+    }
     for (; p < t.pixels; ++p) rest += A(a[p]);
     for (int width = kLanes / 2; width; width /= 2)
       for (int j = 0; j < width; ++j) lanes[j] += lanes[j + width];
@@ -78,11 +83,15 @@ GK_MULTIVERSION void centred_sums(const T* a, const T* x, const A* m, const A* i
     A lanes[kLanes] = {}, rest = 0;
     const A mean = m[c];
     int64_t p = 0;
-    for (; p + kLanes <= t.pixels; p += kLanes)
-      for (int j = 0; j < kLanes; ++j) {
-        const A centred = A(x[p + j]) - mean;
-        lanes[j] += (squares ? centred : A(a[p + j])) * centred;
-      }
+    while (p + kLanes <= t.pixels) {
+      A run[kLanes] = {};
+      for (const int64_t end = std::min(p + kRun, t.pixels - kLanes + 1); p < end; p += kLanes)
+        for (int j = 0; j < kLanes; ++j) {
+          const A centred = A(x[p + j]) - mean;
+          run[j] += (squares ? centred : A(a[p + j])) * centred;
+        }
+      for (int j = 0; j < kLanes; ++j) lanes[j] += run[j];
+    }
     for (; p < t.pixels; ++p) {
       const A centred = A(x[p]) - mean;
       rest += (squares ? centred : A(a[p])) * centred;
@@ -107,8 +116,12 @@ GK_MULTIVERSION void product_sums(const T* a, const T* b, A* __restrict s, Tile 
   for (int64_t c = 0; c < t.channels; ++c, a += t.step, b += t.step) {
     A lanes[kLanes] = {}, rest = 0;
     int64_t p = 0;
-    for (; p + kLanes <= t.pixels; p += kLanes)
-      for (int j = 0; j < kLanes; ++j) lanes[j] += A(a[p + j]) * A(b[p + j]);
+    while (p + kLanes <= t.pixels) {
+      A run[kLanes] = {};
+      for (const int64_t end = std::min(p + kRun, t.pixels - kLanes + 1); p < end; p += kLanes)
+        for (int j = 0; j < kLanes; ++j) run[j] += A(a[p + j]) * A(b[p + j]);
+      for (int j = 0; j < kLanes; ++j) lanes[j] += run[j];
+    }
     for (; p < t.pixels; ++p) rest += A(a[p]) * A(b[p]);
     for (int width = kLanes / 2; width; width /= 2)
       for (int j = 0; j < width; ++j) lanes[j] += lanes[j + width];

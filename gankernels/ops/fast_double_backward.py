@@ -209,21 +209,21 @@ def _pad(input, pad, mode="constant", value=None):
 
 @_route(F.group_norm, torch.group_norm)
 def _group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=True):
-    if not _norm_kernels(input) or input.dim() < 2 or input.numel() <= input.shape[0] * num_groups:
+    if not _kernels(input) or input.dim() < 2 or input.numel() <= input.shape[0] * num_groups:
         return NotImplemented
     return _op.fast_group_norm.default(input, weight, bias, num_groups, eps)
 
 
 @_route(F.layer_norm, torch.layer_norm)
 def _layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
-    if not _norm_kernels(input):
+    if not _kernels(input):
         return NotImplemented
     return _op.fast_layer_norm.default(input, weight, bias, list(normalized_shape), eps, True)
 
 
 @_route(F.rms_norm, torch.rms_norm)
 def _rms_norm(input, normalized_shape, weight=None, eps=None):
-    if not _norm_kernels(input):
+    if not _kernels(input):
         return NotImplemented
     eps = torch.finfo(input.dtype).eps if eps is None else eps
     return _op.fast_layer_norm.default(input, weight, None, list(normalized_shape), eps, False)
@@ -251,9 +251,16 @@ def _batch_norm(input, running_mean, running_var, weight=None, bias=None, traini
     return _op.fast_channel_affine.default(input, scale, shift)
 
 
+@_route(F.gelu)
+def _gelu(input, approximate="none"):
+    if not _kernels(input) or approximate not in ("none", "tanh"):
+        return NotImplemented
+    return _op.gelu.default(input, approximate == "tanh")
+
+
 @_route(F.scaled_dot_product_attention)
 def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
-    if attn_mask is not None or dropout_p or not _norm_kernels(query) or not fits(query, key, value):
+    if attn_mask is not None or dropout_p or not _kernels(query) or not fits(query, key, value):
         return NotImplemented
     device = query.device.type
     if torch.is_autocast_enabled(device):
@@ -261,7 +268,7 @@ def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False
     return attend(query, key, value, is_causal, scale)
 
 
-def _norm_kernels(x):
+def _kernels(x):
     return x.device.type in ("cpu", "cuda") and x.is_floating_point() and x.numel() > 0
 
 

@@ -10,19 +10,19 @@ from .spec import INT, SHAPES, Kernel, Spec, accumulate, randn
 _op = torch.ops.gankernels
 
 # Also features without pixels, rows longer than a tile, channels wider than one, a plane longer than one.
-_SHAPES = {name: SHAPES[name] for name in ("one", "many", "large")} | {
+_SHAPES = {name: SHAPES[name] for name in ("one", "large")} | {
     "odd": (3, 6, 5, 3),
     "latents": (5, 70),
-    "long": (2, 17000),
+    "long": (1, 9001),
     "wide": (2, 1100, 3),
-    "sequence": (37, 4, 33),
+    "sequence": (18, 4, 33),
     "empty": (0, 4, 4, 4),
 }
 _EPS = 0.1  # one that shows
 
 
 def _groups(shape, grouped):
-    return max(1, shape[1] // 2) if grouped and shape[1] % 2 == 0 else 1
+    return shape[1] // 2 if grouped and shape[1] % 2 == 0 else 1
 
 
 def _inputs(grouped, centre):
@@ -122,7 +122,7 @@ _BAD = {
 
 SPECS = [
     spec
-    for suffix, grouped, centre in (("", True, True), ("_one_group", False, True), ("_rms", False, False))
+    for suffix, grouped, centre in (("", True, True), ("_rms", False, False))
     for spec in (
         Spec(
             f"group_norm{suffix}",
@@ -140,7 +140,7 @@ SPECS = [
             _bwd_reference,
             _bwd_inputs(grouped, centre),
             (0, 1),
-            (0, 1, 2),
+            (0, 1) if centre else (0, 1, 2),  # with a mean, dx sums to 0 whatever the weight
             outputs=(0, 1, 2),
             second_order=False,
             shapes=_SHAPES,

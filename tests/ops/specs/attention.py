@@ -1,0 +1,68 @@
+import torch
+
+import gankernels as gk
+
+from .spec import Spec, randn
+
+_op = torch.ops.gankernels
+
+# Batch and heads, tokens, features. More than one block of queries, several heads to a block, one token, none.
+_SHAPES = {"odd": (3, 5, 4), "one": (2, 1, 3), "large": (2, 700, 3), "many": (65, 9, 4), "empty": (0, 3, 4)}
+
+
+def _reference(q, k, v, causal, scale):
+    return gk.reference.scaled_dot_product_attention(q, k, v, causal, scale)
+
+
+def _inputs(causal, grads):
+    """Of `grads` further tensors like q, k, v the first `grads`; as many keys as queries, and one more feature in values."""
+
+    def inputs(shape, dtype, device):
+        batch, tokens, features = shape
+        values = (batch, tokens, features + 1)
+        q, k, v, grad = (randn(s, dtype, device) for s in (shape, shape, values, values))
+        second = tuple(randn(s, dtype, device) for s in (shape, shape, values))
+        return *(() if grads < 2 else second), *(() if grads < 1 else (grad,)), q, k, v, causal, 0.7
+
+    return inputs
+
+
+def _bwd_reference(grad, q, k, v, causal, scale):
+    with torch.enable_grad():
+        q, k, v = (t if t.requires_grad else t.detach().requires_grad_() for t in (q, k, v))
+        return torch.autograd.grad(_reference(q, k, v, causal, scale), (q, k, v), grad, create_graph=True)
+
+
+def _bwd_bwd_reference(vq, vk, vv, grad, q, k, v, causal, scale):
+    with torch.enable_grad():
+        leaves = [t.detach().requires_grad_() for t in (grad, q, k, v)]
+        return torch.autograd.grad(_bwd_reference(*leaves, causal, scale), leaves, (vq, vk, vv), materialize_grads=True)
+
+
+X = torch.ones(2, 3, 4)
+
+_BAD = {
+    "list": (lambda: gk.scaled_dot_product_attention([1.0], X, X), "q must be a tensor, got list"),
+    "integers": (lambda: gk.scaled_dot_product_attention(X.int(), X, X), "q must be float64, .* got int32"),
+    "dtypes": (lambda: gk.scaled_dot_product_attention(X, X.double(), X), "k must have the dtype of q, float32, got float64"),
+    "features": (lambda: gk.scaled_dot_product_attention(X, X[..., :3], X), r"q, k, v must have shapes .*got \(2, 3, 4\), \(2, 3, 3\)"),
+    "tokens": (lambda: gk.scaled_dot_product_attention(X, X, X[:, :2]), "q, k, v must have shapes"),
+    "mask": (lambda: gk.scaled_dot_product_attention(X, X, X, X), "attn_mask must be None"),
+    "scale": (lambda: gk.scaled_dot_product_attention(X, X, X, scale="1"), "scale must be a finite number, got str"),
+    "raw": (lambda: _op.attention(X, X[:1], X, False, 1.0), "q, k, v must have shapes"),
+    "raw_grad": (lambda: _op.attention_bwd(X[:1], X, X, X, False, 1.0), "grad must have shape"),
+    "raw_grad_grad": (lambda: _op.attention_bwd_bwd(X, X[:1], X, X, X, X, X, False, 1.0), "grad_grad_k must have shape"),
+}
+
+SPECS = [
+    spec
+    for suffix, causal in (("", False), ("_causal", True))
+    for spec in (
+        Spec(f"attention{suffix}", _op.attention, _reference, _inputs(causal, 0), (0, 1, 2), (0, 1, 2), shapes=_SHAPES,
+             bad={} if suffix else _BAD),
+        Spec(f"attention_bwd{suffix}", _op.attention_bwd, _bwd_reference, _inputs(causal, 1), (0, 1, 2, 3), (0, 1, 2, 3),
+             outputs=(0, 1, 2), second_order=False, shapes=_SHAPES),
+        Spec(f"attention_bwd_bwd{suffix}", _op.attention_bwd_bwd, _bwd_bwd_reference, _inputs(causal, 2), tuple(range(7)), (),
+             outputs=(0, 1, 2, 3), shapes=_SHAPES),
+    )
+]  # fmt: skip
