@@ -63,9 +63,7 @@ def empty_images(like, sizes):
 
 def _fake(x, f, up, down, padding, flip_filter, gain):
     (fw, fh), (x0, x1, y0, y1), (n, c, h, w) = taps_of(f), padding, x.shape
-    return empty_images(
-        x, (n, c, (h * up[1] + y0 + y1 - fh) // down[1] + 1, (w * up[0] + x0 + x1 - fw) // down[0] + 1)
-    )
+    return empty_images(x, (n, c, (h * up[1] + y0 + y1 - fh) // down[1] + 1, (w * up[0] + x0 + x1 - fw) // down[0] + 1))
 
 
 def _setup_context(ctx, inputs, output):
@@ -162,7 +160,9 @@ def setup_filter(
     op = "setup_filter"
     f = torch.as_tensor(1 if f is None else f, dtype=torch.float32, device=device).detach()
     if f.dim() > 2 or f.numel() == 0:
-        raise ValueError(f"gankernels.{op}: f must have shape (), (taps,) or (rows, columns), and not be empty, got {shape(f)}.")
+        raise ValueError(
+            f"gankernels.{op}: f must have shape (), (taps,) or (rows, columns), and not be empty, got {shape(f)}."
+        )
     if not f.isfinite().all():
         raise ValueError(f"gankernels.{op}: f must be finite, got {f[~f.isfinite()].flatten()[0].item()} in it.")
     check_gain(op, gain)
@@ -233,7 +233,11 @@ def _centred(op, f, padding, before, after):
 
 
 def filter2d(
-    x: torch.Tensor, f: torch.Tensor | None, padding: int | Sequence[int] = 0, flip_filter: bool = False, gain: float = 1
+    x: torch.Tensor,
+    f: torch.Tensor | None,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
 ) -> torch.Tensor:
     """`upfirdn2d` without resampling, padded so that the size stays; `padding` comes on top of that."""
     padding = _centred("filter2d", f, padding, lambda taps, axis: taps // 2, lambda taps, axis: (taps - 1) // 2)

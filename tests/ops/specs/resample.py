@@ -87,9 +87,10 @@ SPECS = [
         shapes=_SHAPES,
         bad=_BAD if name == "upfirdn2d_up" else {},
         real=real,
-        goals=dict.fromkeys(("forward", "forward_backward"), {"stock": 8.0}) if real else {},
+        goals={mode: {"stock": 8.0} for mode in ("forward", "forward_backward")} if real else {},
     )
     for (name, (f, *constants)), real in zip(
-        _UPFIRDN.items(), ({"up_64": (8, 64, 64, 64)}, {"down_128": (8, 64, 128, 128)}, {}, {"blur_64": (8, 64, 64, 64)})
+        _UPFIRDN.items(),
+        ({"up_64": (8, 64, 64, 64)}, {"down_128": (8, 64, 128, 128)}, {}, {"blur_64": (8, 64, 64, 64)}),
     )
 ]
