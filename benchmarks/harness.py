@@ -90,7 +90,7 @@ def case(
     pairs = [(chosen, variant) for chosen in combinations for variant in (*variants, *extra(chosen))]
 
     def decorate(prepare):
-        name = prepare.__name__.removeprefix("test_")
+        name = prepare.__name__.removeprefix("test_").removesuffix(f"_{tier}")
 
         @getattr(pytest.mark, tier)
         @pytest.mark.benchmark(timer=CLOCK)
@@ -116,11 +116,14 @@ def case(
             samples = measured.samples[variant]
             pending = iter(samples)
             benchmark.pedantic(CLOCK.replay, setup=lambda: ((next(pending),), {}), rounds=len(samples))
+            path, _, test_name = request.node.nodeid.partition("::")
+            this_case = test_name.removesuffix(f"{variant}]")
             row = measured.row(variant) | {
                 "case": title,
                 "variant": variant,
+                "tier": tier,
                 **settings.environment,
-                "command": f"pytest {request.node.nodeid.partition('[')[0]}",
+                "command": f"pytest {path} -k '{this_case}'" + (" --tier full" if tier == "full" else ""),
             }
             benchmark.extra_info.update(row)
             settings.record(row)

@@ -98,10 +98,8 @@ def prepare(device, op, shape, dtype, layout, mode, fresh_pages=False):
         if device == "cpu":
             keep_pages(not fresh_pages)
 
-    variants = {OURS: rotating(ours), "stock": rotating(stock)}
-    if mode != SECOND:  # a compiled function is differentiated once only
-        compiled = differentiated(torch.compile(spec.stock or spec.reference, dynamic=False), spec, mode)
-        variants["stock_compiled"] = rotating(compiled)
+    compiled = differentiated(torch.compile(spec.stock or spec.reference, dynamic=False), spec, mode)
+    variants = {OURS: rotating(ours), "stock": rotating(stock), "stock_compiled": rotating(compiled)}
     for name in peers.names(spec):
         variants[name] = rotating(differentiated(peers.form(spec, name), spec, mode))
     variants["floor"] = copy_of(size, device, nbytes(results) if fresh_pages else 0)
@@ -111,10 +109,11 @@ def prepare(device, op, shape, dtype, layout, mode, fresh_pages=False):
 
 def combinations():
     for spec in MEASURED.values():
-        layouts = ("contiguous", "channels_last") if any(len(shape) == 4 for shape in spec.real.values()) else ("contiguous",)
         modes = MODES if spec.second_order else (FORWARD, FIRST)
-        for shape, dtype, layout, mode in itertools.product(spec.real, ("float32", "bfloat16"), layouts, modes):
-            yield {"op": spec.name, "shape": shape, "dtype": dtype, "layout": layout, "mode": mode}
+        for name, shape in spec.real.items():
+            layouts = ("contiguous", "channels_last") if len(shape) == 4 else ("contiguous",)
+            for dtype, layout, mode in itertools.product(("float32", "bfloat16"), layouts, modes):
+                yield {"op": spec.name, "shape": name, "dtype": dtype, "layout": layout, "mode": mode}
 
 
 def is_quick(combination):
@@ -133,6 +132,11 @@ def the_peers(combination):
     return peers.names(MEASURED[combination["op"]])
 
 
+def compiled_and_peers(combination):
+    """A compiled function is differentiated once only."""
+    return (*(["stock_compiled"] if combination["mode"] != SECOND else []), *the_peers(combination))
+
+
 ALL = list(combinations())
 
 
@@ -141,7 +145,7 @@ def test_ops(device, **combination):
     return prepare(device, **combination)
 
 
-@case(OURS, "stock", "stock_compiled", "floor", tier="full", combinations=[c for c in ALL if not is_quick(c)], extra=the_peers)
+@case(OURS, "stock", "floor", tier="full", combinations=[c for c in ALL if not is_quick(c)], extra=compiled_and_peers)
 def test_ops_full(device, **combination):
     return prepare(device, **combination)
 
