@@ -210,7 +210,9 @@ def program_tile(rows, cols, PLANES: tl.constexpr, ROWS: tl.constexpr, COLS: tl.
 
 
 @jit
-def tile_at(sample, row_block, col_block, step, rows, cols, ROWS: tl.constexpr, COLS: tl.constexpr, STEPS: tl.constexpr):
+def tile_at(
+    sample, row_block, col_block, step, rows, cols, ROWS: tl.constexpr, COLS: tl.constexpr, STEPS: tl.constexpr
+):
     """Rows (ROWS, 1), columns (1, COLS), offsets and mask of one tile."""
     row = row_block.to(tl.int64) * (ROWS * STEPS) + step * ROWS + tl.arange(0, ROWS)[:, None]
     col = col_block * COLS + tl.arange(0, COLS)[None, :]
@@ -263,7 +265,9 @@ def bias_act_kernel(
     sample, row_block, col_block = program_tile(rows, cols, PLANES, BLOCK // COLS, COLS, 1)
     row, col, at, mask = tile_at(sample, row_block, col_block, 0, rows, cols, BLOCK // COLS, COLS, 1)
     x = wide(tl.load(x_ptr + at, mask, other=0.0), x_ptr)
-    u = moved(x, scale_ptr, noise_ptr, b_ptr, sample, row, col, rows, cols, PLANES, SCALE, NOISE, BIAS, NOISE_PER_SAMPLE)
+    u = moved(
+        x, scale_ptr, noise_ptr, b_ptr, sample, row, col, rows, cols, PLANES, SCALE, NOISE, BIAS, NOISE_PER_SAMPLE
+    )
     y = gain * activated(u, ACT, alpha)
     if clamp == clamp:
         y = tl.where(y > clamp, clamp, y)
@@ -301,7 +305,22 @@ def bias_act_bwd_kernel(
         grad = wide(tl.load(grad_ptr + at, mask, other=0.0), grad_ptr)
         u = x
         if not FROM_Y:
-            u = moved(x, scale_ptr, noise_ptr, b_ptr, sample, row, col, rows, cols, PLANES, SCALE, NOISE, BIAS, NOISE_PER_SAMPLE)
+            u = moved(
+                x,
+                scale_ptr,
+                noise_ptr,
+                b_ptr,
+                sample,
+                row,
+                col,
+                rows,
+                cols,
+                PLANES,
+                SCALE,
+                NOISE,
+                BIAS,
+                NOISE_PER_SAMPLE,
+            )
         first, _ = first_and_second(u, ACT, alpha, gain, clamp, FROM_Y)
         t = grad * first
         dx = moved(t, scale_ptr, noise_ptr, b_ptr, sample, row, col, rows, cols, PLANES, SCALE, False, False, False)
@@ -348,7 +367,22 @@ def bias_act_bwd_bwd_kernel(
         v = wide(tl.load(v_ptr + at, mask, other=0.0), v_ptr)
         u = x
         if not FROM_Y:
-            u = moved(x, scale_ptr, noise_ptr, b_ptr, sample, row, col, rows, cols, PLANES, SCALE, NOISE, BIAS, NOISE_PER_SAMPLE)
+            u = moved(
+                x,
+                scale_ptr,
+                noise_ptr,
+                b_ptr,
+                sample,
+                row,
+                col,
+                rows,
+                cols,
+                PLANES,
+                SCALE,
+                NOISE,
+                BIAS,
+                NOISE_PER_SAMPLE,
+            )
         first, second = first_and_second(u, ACT, alpha, gain, clamp, FROM_Y)
         t = grad * first
         q = moved(v, scale_ptr, v_noise_ptr, v_b_ptr, sample, row, col, rows, cols, PLANES, SCALE, V_NOISE, V_BIAS,
@@ -427,7 +461,9 @@ class _Launch:
         self.samples, self.rows, self.cols, self.planes = _matrices(x, per_sample)
         self.tile_cols = min(triton.next_power_of_2(self.cols), BLOCK)
         tiles = triton.cdiv(self.rows, BLOCK // self.tile_cols)
-        self.steps = min(_STEPS, triton.next_power_of_2(tiles)) if sums and (noise is not None or not self.planes) else 1
+        self.steps = (
+            min(_STEPS, triton.next_power_of_2(tiles)) if sums and (noise is not None or not self.planes) else 1
+        )
         self.row_blocks = triton.cdiv(self.rows, BLOCK // self.tile_cols * self.steps)
         self.col_blocks = triton.cdiv(self.cols, self.tile_cols)
         self.grid = (self.samples * self.row_blocks * self.col_blocks,)
@@ -491,7 +527,9 @@ def _bias_act_bwd_bwd_triton(v, v_scale, v_noise, v_b, grad, saved, scale, noise
         noise = b = None
     if not saved.numel():
         return d_grad, d_saved, *_empty_sides(saved, scale, noise, b)
-    launch = _Launch(saved, v_scale if scale is None else scale, noise, b, v_noise, act, alpha, gain, clamp, sums=not from_y)
+    launch = _Launch(
+        saved, v_scale if scale is None else scale, noise, b, v_noise, act, alpha, gain, clamp, sums=not from_y
+    )
     planes, _, *there = launch.there
     partials = launch.partials(scale, noise, b)
     bias_act_bwd_bwd_kernel[launch.grid](

@@ -10,7 +10,10 @@ import gankernels as gk
     ("shape", "dim"), [((7,), 0), ((3, 5), -1), ((2, 3, 5), 2), ((2, 3, 5), 0), ((2, 3, 4, 5), -2), ((2, 3, 4, 5), 1)]
 )
 def test_bias_along_any_dimension(shape, dim, device):
-    x, b = torch.randn(shape, device=device, requires_grad=True), torch.randn(shape[dim], device=device, requires_grad=True)
+    x, b = (
+        torch.randn(shape, device=device, requires_grad=True),
+        torch.randn(shape[dim], device=device, requires_grad=True),
+    )
     for layout in (x, x.movedim(0, -1).contiguous().movedim(-1, 0)):
         y, want = gk.bias_act(layout, b, dim, "lrelu"), gk.reference.bias_act(layout, b, dim, "lrelu")
         torch.testing.assert_close(y, want)
@@ -21,7 +24,9 @@ def test_bias_along_any_dimension(shape, dim, device):
 
 @pytest.mark.parametrize("act", gk.activation_funcs)
 def test_defaults_and_range_of_every_activation(act, device):
-    x = torch.cat([torch.linspace(-12, 12, 401), torch.tensor([0.0, -0.0, 1e-30, -1e-5, 300.0, -300.0, 1e30, -1e30])]).to(device)
+    x = torch.cat(
+        [torch.linspace(-12, 12, 401), torch.tensor([0.0, -0.0, 1e-30, -1e-5, 300.0, -300.0, 1e30, -1e30])]
+    ).to(device)
     y, want = gk.bias_act(x, act=act), gk.reference.bias_act(x.double(), act=act)
     torch.testing.assert_close(y.double(), want, rtol=1e-6, atol=2e-8 if act in ("softplus", "swish") else 1e-30)
     assert gk.bias_act(torch.full((3,), torch.nan, device=device), act=act).isnan().all()
@@ -36,7 +41,9 @@ def test_scalars_and_no_bias(device):
 
 @pytest.mark.parametrize("act", ("linear", "relu", "lrelu"))
 def test_piecewise_linear_to_the_third_order(act, device):
-    x, b, w = (torch.randn(s, dtype=torch.float64, device=device, requires_grad=True) for s in ((2, 3, 4), (3,), (2, 3, 4)))
+    x, b, w = (
+        torch.randn(s, dtype=torch.float64, device=device, requires_grad=True) for s in ((2, 3, 4), (3,), (2, 3, 4))
+    )
 
     def third(bias_act):
         y = bias_act(x * w, b, act=act, clamp=2.0)
@@ -62,7 +69,9 @@ def test_bias_gets_zeros_from_a_second_derivative(device):
     assert torch.equal(b.grad, torch.zeros_like(b))
 
 
-@pytest.mark.parametrize(("act", "clamp", "kept"), [("linear", None, 0), ("linear", 1.0, 1), ("lrelu", None, 1), ("tanh", None, 1)])
+@pytest.mark.parametrize(
+    ("act", "clamp", "kept"), [("linear", None, 0), ("linear", 1.0, 1), ("lrelu", None, 1), ("tanh", None, 1)]
+)
 def test_keeps_its_output_or_nothing(act, clamp, kept):
     x, b = torch.randn(2, 3, 4, requires_grad=True), torch.zeros(3, requires_grad=True)
     packed = []

@@ -20,7 +20,11 @@ _op = torch.ops.gankernels
 @pytest.mark.parametrize(
     ("dtype", "layout"),
     [
-        *((dtype, layout) for dtype in (torch.float64, torch.float32, torch.bfloat16) for layout in ("contiguous", "channels_last")),
+        *(
+            (dtype, layout)
+            for dtype in (torch.float64, torch.float32, torch.bfloat16)
+            for layout in ("contiguous", "channels_last")
+        ),
         (torch.float32, "sliced"),  # the launcher copies them, whatever their dtype
         (torch.float32, "transposed"),
     ],

@@ -113,7 +113,13 @@ def _bwd_bwd_inputs(act, sides, v_sides, **more):
     def inputs(shape, dtype, device):
         rest = _bwd_inputs(act, sides, **more)(shape, dtype, device)
         v_scale, v_noise, v_b = _sides(shape, dtype, device, v_sides)
-        return _gradient(shape, dtype, device), v_scale, v_noise, None if v_b is None else v_b.to(accumulate(dtype)), *rest
+        return (
+            _gradient(shape, dtype, device),
+            v_scale,
+            v_noise,
+            None if v_b is None else v_b.to(accumulate(dtype)),
+            *rest,
+        )
 
     return inputs
 
@@ -135,7 +141,10 @@ _BAD = {
     "clamp": (lambda: gk.bias_act(X, clamp=-1.0), "clamp must be a finite number >= 0, got -1.0"),
     "raw_dimensions": (lambda: _op.bias_act(B, *_RAW), r"x must have shape \(N, C, ...\), got \(4,\)"),
     "raw_scale": (lambda: _op.bias_act(X, B, *_RAW[1:]), r"scale must have shape \(3, 4\), got \(4,\)"),
-    "raw_noise": (lambda: _op.bias_act(X, None, X, *_RAW[2:]), r"noise must have shape \(3, 1, 2, 2\), got \(3, 4, 2, 2\)"),
+    "raw_noise": (
+        lambda: _op.bias_act(X, None, X, *_RAW[2:]),
+        r"noise must have shape \(3, 1, 2, 2\), got \(3, 4, 2, 2\)",
+    ),
     "raw_b": (lambda: _op.bias_act(X, None, None, B[:2], *_RAW[3:]), r"b must have shape \(4,\), got \(2,\)"),
     "raw_b_dtype": (lambda: _op.bias_act(X, None, None, B.half(), *_RAW[3:]), "b must be Float or Float, got Half"),
     "raw_act": (lambda: _op.bias_act(X, *_RAW[:3], 9, *_RAW[4:]), "act must be .* 0 to 8, got 9"),
@@ -165,7 +174,10 @@ SPECS = [
             affine_reference,
             _inputs(act, sides, **more),
             (0, 2) if {"noise", "shared"} & set(sides) else (0,),
-            (0, *(i for i, names in enumerate((("scale",), ("noise", "shared"), ("b",)), 1) if set(names) & set(sides))),
+            (
+                0,
+                *(i for i, names in enumerate((("scale",), ("noise", "shared"), ("b",)), 1) if set(names) & set(sides)),
+            ),
             shapes=_SHAPES,
             bad=_BAD if name == "lrelu" else {},
         )
@@ -191,7 +203,10 @@ SPECS = [
             _bwd_inputs(act, sides, **more),
             (0, 1),
             differentiable,
-            outputs=(0, *(i for i, names in enumerate((("scale",), ("noise", "shared"), ("b",)), 1) if set(names) & set(sides))),
+            outputs=(
+                0,
+                *(i for i, names in enumerate((("scale",), ("noise", "shared"), ("b",)), 1) if set(names) & set(sides)),
+            ),
             second_order=name == "lrelu",
             shapes=_SHAPES,
         )
@@ -249,7 +264,11 @@ KERNELS = {
             lambda t, a: (t, t, a, a, a, t, a, a, a, INT, INT),
             _constants(act, planes, there, FROM_Y=not there, STEPS=16),
         )
-        for name, act, planes, there in (("planes", "lrelu", True, True), ("rows", "lrelu", False, True), ("y", "elu", False, False))
+        for name, act, planes, there in (
+            ("planes", "lrelu", True, True),
+            ("rows", "lrelu", False, True),
+            ("y", "elu", False, False),
+        )
     },
     **{
         f"bias_act_bwd_bwd_{name}": Kernel(
