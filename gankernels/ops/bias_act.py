@@ -550,7 +550,7 @@ def _keeps_y(scale, act, alpha):
 
 def _setup_context(ctx, inputs, output):
     x, scale, noise, b, *ctx.numbers = inputs
-    act, alpha, gain, clamp = ctx.numbers
+    act, alpha, _, clamp = ctx.numbers
     if not _keeps_y(scale, act, alpha):
         ctx.save_for_backward(x, scale, noise, b)
         return
