@@ -27,6 +27,10 @@ STABLE_TORCH_LIBRARY(gankernels, m) {
       "bias_act_bwd_bwd(Tensor v, Tensor? v_scale, Tensor? v_noise, Tensor? v_b, Tensor grad, Tensor saved, Tensor? scale,"
       " Tensor? noise, Tensor? b, int act, float alpha, float gain, float? clamp) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 
+  // Resampling. Factors are [x, y], padding is [x0, x1, y0, y1].
+  m.def(
+      "upfirdn2d(Tensor x, Tensor f, int[] up, int[] down, int[] padding, bool flip_filter, float gain) -> Tensor");
+
   // Spectral normalisation of a group of layers. uv holds u and v of every layer in turn; `layers` names those a derivative is
   // asked for, and grads and results of the derivatives have one tensor for each of them.
   m.def(
