@@ -6,6 +6,7 @@ _load_library()
 
 from . import nn, optim, reference  # noqa: E402
 from .ops.attention import scaled_dot_product_attention  # noqa: E402
+from .ops.bias_act import activation_funcs, bias_act  # noqa: E402
 from .ops.clip_weights import clip_weights_  # noqa: E402
 from .ops.fast_double_backward import fast_double_backward, no_weight_gradients  # noqa: E402
 from .ops.gelu import gelu  # noqa: E402
@@ -20,13 +21,18 @@ from .ops.penalties import (  # noqa: E402
     r2_penalty,
 )
 from .ops.pixel_norm import pixel_norm  # noqa: E402
+from .ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d  # noqa: E402
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "activation_funcs",
+    "bias_act",
     "clip_weights_",
+    "downsample2d",
     "dragan_penalty",
     "fast_double_backward",
+    "filter2d",
     "gelu",
     "grad_norm_penalty",
     "gradient_penalty",
@@ -43,4 +49,7 @@ __all__ = [
     "reference",
     "rms_norm",
     "scaled_dot_product_attention",
+    "setup_filter",
+    "upfirdn2d",
+    "upsample2d",
 ]

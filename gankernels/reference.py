@@ -4,6 +4,7 @@ Each takes the op's own arguments, runs in any dtype on any device, and differen
 """
 
 from .ops.attention import reference as scaled_dot_product_attention
+from .ops.bias_act import reference as bias_act
 from .ops.clip_weights import reference as clip_weights_
 from .ops.gelu import reference as gelu
 from .ops.grad_norm_penalty import reference as grad_norm_penalty
@@ -13,9 +14,11 @@ from .ops.optimizers import adam_reference as adam_
 from .ops.optimizers import rmsprop_reference as rmsprop_
 from .ops.pixel_norm import reference as pixel_norm
 from .ops.spectral_norm import reference as spectral_norm
+from .ops.upfirdn2d import reference as upfirdn2d
 
 __all__ = [
     "adam_",
+    "bias_act",
     "clip_weights_",
     "gelu",
     "grad_norm_penalty",
@@ -25,4 +28,5 @@ __all__ = [
     "rmsprop_",
     "scaled_dot_product_attention",
     "spectral_norm",
+    "upfirdn2d",
 ]

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from .attention import attend, fits
+from .bias_act import NUMBERS
 
 _op = torch.ops.gankernels
 _ROUTES = {}
@@ -249,6 +250,43 @@ def _batch_norm(input, running_mean, running_var, weight=None, bias=None, traini
     scale = scale if weight is None else scale * weight
     shift = -running_mean * scale if bias is None else bias - running_mean * scale
     return _op.fast_channel_affine.default(input, scale, shift)
+
+
+def _activation(act, tensor, alpha=0.0):
+    """By bias_act, without the bias: its second derivative is one pass."""
+    if not _kernels(tensor) or not 2 <= tensor.dim() <= 5:
+        return NotImplemented
+    return _op.bias_act.default(tensor, None, None, None, act, alpha, 1.0, None)
+
+
+@_route(torch.tanh, torch.Tensor.tanh, F.tanh)
+def _tanh(input):
+    return _activation(NUMBERS["tanh"], input)
+
+
+@_route(torch.sigmoid, torch.Tensor.sigmoid, F.sigmoid)
+def _sigmoid(input):
+    return _activation(NUMBERS["sigmoid"], input)
+
+
+@_route(F.silu)
+def _silu(input, inplace=False):
+    return NotImplemented if inplace else _activation(NUMBERS["swish"], input)
+
+
+@_route(F.elu)
+def _elu(input, alpha=1.0, inplace=False):
+    return NotImplemented if inplace or alpha != 1 else _activation(NUMBERS["elu"], input)
+
+
+@_route(F.selu)
+def _selu(input, inplace=False):
+    return NotImplemented if inplace else _activation(NUMBERS["selu"], input)
+
+
+@_route(F.softplus)
+def _softplus(input, beta=1, threshold=20):
+    return NotImplemented if (beta, threshold) != (1, 20) else _activation(NUMBERS["softplus"], input)
 
 
 @_route(F.gelu)

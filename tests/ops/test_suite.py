@@ -107,7 +107,8 @@ def test_beyond_its_order_an_op_raises(spec, device):
     if spec.second_order:
         return
     args = with_grad(spec, inputs_of(spec, "odd", torch.float64, device))
-    first = torch.autograd.grad(as_tuple(spec.op(*args))[0].square().sum(), args[spec.differentiable[-1]], create_graph=True)
+    output = as_tuple(spec.op(*args))[spec.outputs[0]]
+    first = torch.autograd.grad(output.square().sum(), args[spec.differentiable[-1]], create_graph=True)
     with pytest.raises(NotImplementedError, match="not implemented"):
         torch.autograd.grad(first[0].square().sum(), args[spec.differentiable[-1]])
 
@@ -186,7 +187,8 @@ def test_result_does_not_depend_on_the_number_of_threads(spec):
         results.append(as_tuple(spec.op(*args)))
     torch.set_num_threads(threads)
     for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+        for a, b in zip(results[0], other):
+            assert_close(a, b.double(), TOLERANCE[torch.float32] if spec.stock_products else 0)
 
 
 @pytest.mark.parametrize(

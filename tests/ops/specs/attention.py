@@ -7,7 +7,7 @@ from .spec import Spec, randn
 _op = torch.ops.gankernels
 
 # Batch and heads, tokens, features. More than one block of queries, several heads to a block, one token, none.
-_SHAPES = {"odd": (3, 5, 4), "one": (2, 1, 3), "large": (2, 700, 3), "many": (65, 9, 4), "empty": (0, 3, 4)}
+_SHAPES = {"odd": (3, 5, 4), "one": (2, 1, 3), "large": (2, 2100, 3), "many": (65, 9, 4), "empty": (0, 3, 4)}
 
 
 def _reference(q, k, v, causal, scale):
@@ -15,13 +15,13 @@ def _reference(q, k, v, causal, scale):
 
 
 def _inputs(causal, grads):
-    """Of `grads` further tensors like q, k, v the first `grads`; as many keys as queries, and one more feature in values."""
+    """Of q, k, v, with at most 130 keys and one more feature in values, and of gradients for as many derivatives."""
 
     def inputs(shape, dtype, device):
         batch, tokens, features = shape
-        values = (batch, tokens, features + 1)
-        q, k, v, grad = (randn(s, dtype, device) for s in (shape, shape, values, values))
-        second = tuple(randn(s, dtype, device) for s in (shape, shape, values))
+        keys, values = (batch, min(tokens, 130), features), (batch, min(tokens, 130), features + 1)
+        q, k, v, grad = (randn(s, dtype, device) for s in (shape, keys, values, (batch, tokens, features + 1)))
+        second = tuple(randn(s, dtype, device) for s in (shape, keys, values))
         return *(() if grads < 2 else second), *(() if grads < 1 else (grad,)), q, k, v, causal, 0.7
 
     return inputs
@@ -58,11 +58,11 @@ SPECS = [
     spec
     for suffix, causal in (("", False), ("_causal", True))
     for spec in (
-        Spec(f"attention{suffix}", _op.attention, _reference, _inputs(causal, 0), (0, 1, 2), (0, 1, 2), shapes=_SHAPES,
+        Spec(f"attention{suffix}", _op.attention, _reference, _inputs(causal, 0), (0, 1, 2), (0, 1, 2), stock_products=True, shapes=_SHAPES,
              bad={} if suffix else _BAD),
         Spec(f"attention_bwd{suffix}", _op.attention_bwd, _bwd_reference, _inputs(causal, 1), (0, 1, 2, 3), (0, 1, 2, 3),
-             outputs=(0, 1, 2), second_order=False, shapes=_SHAPES),
+             outputs=(0, 1, 2), second_order=False, stock_products=True, shapes=_SHAPES),
         Spec(f"attention_bwd_bwd{suffix}", _op.attention_bwd_bwd, _bwd_bwd_reference, _inputs(causal, 2), tuple(range(7)), (),
-             outputs=(0, 1, 2, 3), shapes=_SHAPES),
+             outputs=(0, 1, 2, 3), stock_products=True, shapes=_SHAPES),
     )
 ]  # fmt: skip

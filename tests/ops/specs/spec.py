@@ -38,7 +38,8 @@ class Spec:
     inputs(shape, dtype, device) makes the arguments. `images` and `differentiable` are the positions of those that come in
     several memory formats and of those with a derivative; `outputs` the positions of differentiable outputs. The last op of
     a chain has nothing differentiable: its derivative raises. `shapes` has the names of SHAPES, and may have more, of 2
-    dimensions and up. `bad` holds, by name, calls with bad input and a pattern of the one sentence they raise.
+    dimensions and up. `stock_products` says that stock's products of matrices are inside, whose order of summation depends on the
+    number of threads. `bad` holds, by name, calls with bad input and a pattern of the one sentence they raise.
 
     For the benchmarks: `real` has shapes of real networks by name; without any the op is not measured. `stock` is what people
     write without a kernel, where that is not the reference; `peers` holds call(modules, *inputs) by the name of a peer
@@ -54,6 +55,7 @@ class Spec:
     outputs: tuple[int, ...] = (0,)
     second_order: bool = True
     shapes: dict = field(default_factory=lambda: SHAPES)
+    stock_products: bool = False
     bad: dict[str, tuple[Callable, str]] = field(default_factory=dict)
     real: dict[str, tuple[int, ...]] = field(default_factory=dict)
     stock: Callable | None = None
