@@ -348,6 +348,21 @@ struct MaxPool : LocalMap {
   }
 };
 
+struct AdaptiveMaxPool2d : LocalMap {
+  std::vector<int64_t> size;
+  explicit AdaptiveMaxPool2d(IntArrayRef size) : size(size.vec()) {}
+  variable_list value(const Tensor& x) const override {
+    auto [y, indices] = at::adaptive_max_pool2d(x, size);
+    return {y, x, indices};
+  }
+  Tensor pull(const Tensor& g, const variable_list& saved) const override {
+    return at::adaptive_max_pool2d_backward(g, saved[0], saved[1]);
+  }
+  Tensor push(const Tensor& v, const variable_list& saved) const override {
+    return v.flatten(-2).gather(-1, saved[1].flatten(-2)).view_as(saved[1]);
+  }
+};
+
 struct AvgPool : LocalMap {
   std::vector<int64_t> kernel, stride, padding;
   bool ceil_mode, count_include_pad;
@@ -429,6 +444,7 @@ Tensor avg_pool(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntArra
   return local<AvgPool>(x, kernel, stride, padding, ceil_mode, count_include_pad, divisor);
 }
 
+Tensor adaptive_max_pool2d(const Tensor& x, IntArrayRef size) { return local<AdaptiveMaxPool2d>(x, size); }
 Tensor adaptive_avg_pool2d(const Tensor& x, IntArrayRef size) { return local<AdaptiveAvgPool2d>(x, size); }
 Tensor reflection_pad(const Tensor& x, IntArrayRef padding) { return local<ReflectionPad>(x, padding); }
 Tensor replication_pad(const Tensor& x, IntArrayRef padding) { return local<ReplicationPad>(x, padding); }
@@ -459,6 +475,7 @@ TORCH_LIBRARY_FRAGMENT(gankernels, m) {
       "fast_avg_pool(Tensor input, int[] kernel, int[] stride, int[] padding, bool ceil_mode, bool count_include_pad, "
       "int? divisor) -> Tensor",
       avg_pool);
+  m.def("fast_adaptive_max_pool2d(Tensor input, int[] size) -> Tensor", adaptive_max_pool2d);
   m.def("fast_adaptive_avg_pool2d(Tensor input, int[] size) -> Tensor", adaptive_avg_pool2d);
   m.def("fast_reflection_pad(Tensor input, int[] padding) -> Tensor", reflection_pad);
   m.def("fast_replication_pad(Tensor input, int[] padding) -> Tensor", replication_pad);

@@ -200,6 +200,33 @@ def _adaptive_avg_pool2d(input, output_size):
     return _op.fast_adaptive_avg_pool2d.default(input, size)
 
 
+@_route(F.adaptive_max_pool2d)
+def _adaptive_max_pool2d(input, output_size, return_indices=False):
+    size = _tuple(output_size, 2)
+    if input.dim() != 4 or None in size or return_indices:
+        return NotImplemented
+    return _op.fast_adaptive_max_pool2d.default(input, size)
+
+
+@_route(F.interpolate)
+def _interpolate(
+    input, size=None, scale_factor=None, mode="nearest", align_corners=None, recompute_scale_factor=None, antialias=False
+):
+    """By area, which is adaptive pooling; stock's other modes waste nothing."""
+    if mode != "area" or size is None or align_corners is not None or antialias or recompute_scale_factor is not None:
+        return NotImplemented
+    return NotImplemented if input.dim() != 4 else _adaptive_avg_pool2d(input, size)
+
+
+@_route(F.prelu, torch.prelu)
+def _prelu(input, weight):
+    if input.dim() < 2:
+        return NotImplemented
+    weight = weight if weight.numel() == 1 else weight.reshape(-1, *[1] * (input.dim() - 2))
+    positive = _op.fast_leaky_relu.default(input, 0.0)
+    return positive + weight * (input - positive)
+
+
 @_route(F.pad)
 def _pad(input, pad, mode="constant", value=None):
     pad = list(pad)
@@ -326,12 +353,16 @@ class fast_double_backward(TorchFunctionMode):  # noqa: N801  a context manager,
         (grads,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
 
     Known: convolutions and transposed convolutions of 1 to 3 dimensions, linear layers, ReLU, leaky ReLU (also in place), ReLU6,
-    hardtanh, threshold, abs, evaluation-mode RReLU, max and average pooling, reflection and replication padding. Values and
-    gradients of every order are those of stock PyTorch; only zeros that stock computes are left out. A parameter that moves the
-    penalty only through a switching pattern (say, a learned offset added before a ReLU) may get no .grad where stock hands it a
-    tensor of zeros; biases of convolutions and linear layers get their zeros.
+    hardtanh, threshold, abs, evaluation-mode RReLU, max and average pooling, reflection and replication padding, batch and instance
+    norm with fixed statistics. Values and gradients of every order are those of stock PyTorch; only zeros that stock computes are
+    left out. A parameter that moves the penalty only through a switching pattern (say, a learned offset added before a ReLU) may
+    get no .grad where stock hands it a tensor of zeros; biases of convolutions, linear layers and norms get their zeros.
 
-    Anything else, tensor subclasses and torch.func transforms included, passes through untouched. Works under torch.compile, autocast, DataParallel.
+    Known too, with a fused second derivative, and no third: layer, group, instance and RMS norm, GELU, SiLU, tanh, sigmoid, softplus,
+    ELU, SELU, scaled dot-product attention without a mask or dropout.
+
+    Anything else, tensor subclasses and torch.func transforms included, passes through untouched. Works under torch.compile,
+    autocast, DataParallel.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):

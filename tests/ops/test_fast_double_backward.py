@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gankernels as gk
 
+BLUR = torch.tensor([1.0, 2.0, 1.0], dtype=torch.float64).outer(torch.tensor([0.25, 0.5, 0.25])).expand(4, 1, 3, 3) / 4
 IMAGE, SEQUENCE, VOLUME = (2, 4, 6, 5), (2, 4, 7), (1, 4, 3, 3, 4)
 
 
@@ -28,6 +29,15 @@ class ConvolutionCalls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def fixed_batch_norm():
+    """With statistics and parameters that show."""
+    layer = nn.BatchNorm2d(4, eps=0.1).eval()
+    for numbers in (layer.weight, layer.bias, layer.running_mean):
+        nn.init.normal_(numbers)
+    nn.init.uniform_(layer.running_var, 0.5, 2)
+    return layer
+
+
 # Linear in their parameters and piecewise linear in x.
 LAYERS = {
     "conv1d": (nn.Conv1d(4, 6, 3, 2, 1), SEQUENCE),
@@ -43,6 +53,9 @@ LAYERS = {
     "conv_transpose1d": (nn.ConvTranspose1d(4, 3, 4, 2, 1), SEQUENCE),
     "conv_transpose2d": (nn.ConvTranspose2d(4, 6, 3, 2, 1, output_padding=1, groups=2), IMAGE),
     "conv_transpose3d": (nn.ConvTranspose3d(4, 2, 3), VOLUME),
+    "batch_norm1d": (nn.BatchNorm1d(4).eval(), SEQUENCE),
+    "batch_norm2d": (fixed_batch_norm(), IMAGE),
+    "instance_norm_fixed": (nn.InstanceNorm2d(4, affine=True, track_running_stats=True).eval(), IMAGE),
     "linear": (nn.Linear(5, 3), IMAGE),
     "linear_vector": (nn.Linear(4, 3, bias=False), (4,)),
     "relu": (nn.ReLU(), IMAGE),
@@ -66,11 +79,26 @@ LAYERS = {
     "avg_pool3d": (nn.AvgPool3d(2), VOLUME),
     "adaptive_avg_pool2d": (nn.AdaptiveAvgPool2d((3, 2)), IMAGE),
     "adaptive_avg_pool2d_global": (nn.AdaptiveAvgPool2d(1), IMAGE),
+    "adaptive_max_pool2d": (nn.AdaptiveMaxPool2d((3, 2)), IMAGE),
+    "interpolate_area": (lambda x: F.interpolate(x, (3, 2), mode="area"), IMAGE),
+    "prelu": (nn.PReLU(), IMAGE),
+    "prelu_per_channel": (nn.PReLU(4, 0.1), SEQUENCE),
+    "nearest": (nn.Upsample(scale_factor=2), IMAGE),
+    "bilinear": (nn.Upsample(scale_factor=0.5, mode="bilinear"), IMAGE),
+    "bicubic_antialias": (lambda x: F.interpolate(x, (3, 2), mode="bicubic", antialias=True), IMAGE),
+    "pixel_shuffle": (nn.PixelShuffle(2), IMAGE),
+    "pixel_unshuffle": (nn.PixelUnshuffle(2), (2, 4, 6, 4)),
+    "blur_pool": (lambda x: F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), BLUR, stride=2, groups=4), IMAGE),
+    "zero_pad": (nn.ZeroPad2d(1), IMAGE),
+    "circular_pad": (nn.CircularPad2d(1), IMAGE),
     "reflection_pad1d": (nn.ReflectionPad1d(2), SEQUENCE),
     "reflection_pad2d": (nn.ReflectionPad2d((1, 2, 0, 3)), IMAGE),
     "replication_pad2d": (nn.ReplicationPad2d(1), IMAGE),
 }
-STOCK_ALREADY = {"conv2d_same_even", "conv2d_unbatched", "adaptive_avg_pool2d_global"}  # nothing of theirs is routed
+# Nothing of theirs is routed.
+STOCK_ALREADY = {"conv2d_same_even", "conv2d_unbatched", "adaptive_avg_pool2d_global", "nearest", "bilinear", "bicubic_antialias",
+                 "pixel_shuffle", "pixel_unshuffle", "zero_pad", "circular_pad"}  # fmt: skip
+FORGETFUL = {"rrelu", "instance_norm_fixed"}  # stock's forget channels_last
 
 each_layer = pytest.mark.parametrize("name", LAYERS)
 
@@ -109,7 +137,7 @@ def test_equals_stock_to_second_order(name, layout):
     layer, x = layer_and_input(name, layout)
     stock = penalty_and_gradients(lambda x: layer(x * 1), layer, x)
     ours = penalty_and_gradients(routed(layer), layer, x)
-    assert name == "rrelu" or ours[0].stride() == stock[0].stride()  # stock's RReLU forgets channels_last
+    assert name in FORGETFUL or ours[0].stride() == stock[0].stride()
     for a, b in zip(ours, stock, strict=True):
         a = torch.zeros_like(b) if a is None and b is not None else a
         assert (a is None and b is None) or torch.allclose(a, b, rtol=1e-12, atol=1e-12)
@@ -149,6 +177,38 @@ def test_no_zeros_flow_back(name):
     (g,) = torch.autograd.grad(y, x, torch.randn_like(y).requires_grad_(), create_graph=True)
     assert g.requires_grad
     assert torch.autograd.grad(g.sum(), x, allow_unused=True) == (None,)
+
+
+class Operations(TorchDispatchMode):
+    """Names of the ops that are dispatched, but for those that only look at memory another way."""
+
+    def __enter__(self):
+        self.names = []
+        return super().__enter__()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._opname not in ("view", "slice", "detach", "alias", "transpose"):
+            self.names.append(func._opname)
+        return func(*args, **(kwargs or {}))
+
+
+RESAMPLING = ("nearest", "bilinear", "bicubic_antialias", "pixel_shuffle", "pixel_unshuffle", "adaptive_max_pool2d", "max_pool2d",
+              "avg_pool2d", "adaptive_avg_pool2d", "interpolate_area", "reflection_pad2d", "replication_pad2d", "zero_pad")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RESAMPLING)
+def test_resampling_takes_one_kernel_each_way(name):
+    """Whether routed or left to stock: no zeros, no second pass."""
+    layer, x = layer_and_input(name)
+    x.requires_grad_()
+    y = routed(layer)(x)
+    r, v = torch.randn_like(y).requires_grad_(), torch.randn_like(x)
+    with Operations() as first:
+        (g,) = torch.autograd.grad(y, x, r, create_graph=True)
+    with Operations() as second:
+        torch.autograd.grad(g, r, v)
+    for operations in (first, second):
+        assert sorted(operations.names)[:-2] == [] and "mul" in operations.names, "one beside the multiplication by 1"
 
 
 @each_layer

@@ -1,4 +1,4 @@
-"""Normalisations and attention as `fast_double_backward` routes them, against stock autograd."""
+"""What bends, as `fast_double_backward` routes it, against stock autograd: normalisations, smooth activations, attention."""
 
 import pytest
 import torch
@@ -47,6 +47,14 @@ LAYERS = {
     "rms_norm_images": (nn.RMSNorm(IMAGE[1:], eps=0.1), IMAGE),
     "instance_norm1d": (nn.InstanceNorm1d(4, affine=True), SEQUENCE),
     "instance_norm2d": (nn.InstanceNorm2d(4, eps=0.1), IMAGE),
+    "tanh": (nn.Tanh(), IMAGE),
+    "sigmoid": (nn.Sigmoid(), (3, 5)),
+    "silu": (nn.SiLU(), IMAGE),
+    "elu": (nn.ELU(), SEQUENCE),
+    "selu": (nn.SELU(), IMAGE),
+    "softplus": (nn.Softplus(), IMAGE),
+    "gelu": (nn.GELU(), IMAGE),
+    "gelu_tanh": (nn.GELU("tanh"), IMAGE),
     "attention": (Attention(), TOKENS),
     "attention_causal": (Attention(is_causal=True, scale=0.7), TOKENS),
 }
@@ -84,9 +92,9 @@ def test_equals_stock_to_second_order(name, layout):
         stock = penalty_and_gradients(lambda x: layer(x * 1), layer, x)
     with Calls() as calls:
         ours = penalty_and_gradients(routed(layer), layer, x)
-    kernel = "attention" if name.startswith("attention") else "group_norm"
+    kernel = "group_norm" if "norm" in name else name.split("_")[0] if name[:4] in ("gelu", "atte") else "bias_act"
     assert {kernel, f"{kernel}_bwd", f"{kernel}_bwd_bwd"} <= set(calls.names()), "not routed"
-    if name.startswith("group_norm"):  # stock's layer and instance norm forget channels_last
+    if name not in ("rms_norm", "instance_norm2d") and not name.endswith("images"):  # of these only one side keeps channels_last
         assert ours[0].stride() == stock[0].stride()
     for a, b in zip(ours, stock, strict=True):
         a = torch.zeros_like(b) if a is None and b is not None else a
@@ -209,7 +217,7 @@ def test_the_bias_gets_zeros_where_a_convolutions_does():
     assert layer.bias.grad is not None and layer.bias.grad.count_nonzero() == 0
 
 
-@pytest.mark.parametrize("name", ("group_norm", "attention"))
+@pytest.mark.parametrize("name", ("group_norm", "silu", "gelu", "attention"))
 def test_third_derivative_raises(name):
     layer, x = layer_and_input(name)
     y = routed(layer)(x.requires_grad_())
@@ -238,6 +246,7 @@ def test_left_to_stock():
         nn.InstanceNorm2d(4, track_running_stats=True)(x)
         F.layer_norm(x[:0], (5,))
         F.scaled_dot_product_attention(x, x, x, attn_mask=torch.ones(6, 6, dtype=torch.bool))
+        F.softplus(x, beta=2), F.elu(x, 0.5), torch.tanh(x[0, 0, 0]), F.silu(x * 1, inplace=True)
     assert not calls.calls
     with gk.fast_double_backward(), pytest.raises(ValueError, match="more than 1 value"):
         F.group_norm(x[:1, :2, :1, :1], 2)

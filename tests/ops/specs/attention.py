@@ -22,7 +22,7 @@ def _inputs(causal, grads):
         keys, values = (batch, min(tokens, 130), features), (batch, min(tokens, 130), features + 1)
         q, k, v, grad = (randn(s, dtype, device) for s in (shape, keys, values, (batch, tokens, features + 1)))
         second = tuple(randn(s, dtype, device) for s in (shape, keys, values))
-        return *(() if grads < 2 else second), *(() if grads < 1 else (grad,)), q, k, v, causal, 0.7
+        return *(() if grads < 2 else second), *(() if grads < 1 else (grad,)), q, k, v, causal, 0.3
 
     return inputs
 
