@@ -9,6 +9,8 @@ from .ops.clip_weights import clip_weights_  # noqa: E402
 from .ops.fast_double_backward import fast_double_backward, no_weight_gradients  # noqa: E402
 from .ops.grad_norm_penalty import grad_norm_penalty  # noqa: E402
 from .ops.interpolate import interpolate  # noqa: E402
+from .ops.minibatch_discrimination import minibatch_discrimination  # noqa: E402
+from .ops.minibatch_stddev import minibatch_stddev  # noqa: E402
 from .ops.penalties import (  # noqa: E402
     dragan_penalty,
     gradient_penalty,
@@ -27,6 +29,8 @@ __all__ = [
     "grad_norm_penalty",
     "gradient_penalty",
     "interpolate",
+    "minibatch_discrimination",
+    "minibatch_stddev",
     "nn",
     "no_weight_gradients",
     "optim",

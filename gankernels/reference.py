@@ -6,9 +6,21 @@ Each takes the op's own arguments, runs in any dtype on any device, and differen
 from .ops.clip_weights import reference as clip_weights_
 from .ops.grad_norm_penalty import reference as grad_norm_penalty
 from .ops.interpolate import reference as interpolate
+from .ops.minibatch_discrimination import reference as minibatch_discrimination
+from .ops.minibatch_stddev import reference as minibatch_stddev
 from .ops.optimizers import adam_reference as adam_
 from .ops.optimizers import rmsprop_reference as rmsprop_
 from .ops.pixel_norm import reference as pixel_norm
 from .ops.spectral_norm import reference as spectral_norm
 
-__all__ = ["adam_", "clip_weights_", "grad_norm_penalty", "interpolate", "pixel_norm", "rmsprop_", "spectral_norm"]
+__all__ = [
+    "adam_",
+    "clip_weights_",
+    "grad_norm_penalty",
+    "interpolate",
+    "minibatch_discrimination",
+    "minibatch_stddev",
+    "pixel_norm",
+    "rmsprop_",
+    "spectral_norm",
+]
