@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from . import peers
 from .harness import Settings
 
 
@@ -8,6 +9,8 @@ def pytest_addoption(parser):
     group = parser.getgroup("gankernels benchmarks")
     group.addoption("--device", choices=("cpu", "cuda"), help="default: cuda when there is one")
     group.addoption("--seconds", type=float, default=3.0, help="of sampling per case (default 3; 0: one round)")
+    group.addoption("--tier", choices=("quick", "full"), default="quick", help="full adds layouts, dtypes, shapes, compiled stock")
+    group.addoption("--peer", action="append", default=[], metavar="NAME=PATH", help="a checkout of public code to compare with")
     group.addoption("--rows", metavar="FILE", help="append every result as a line of JSON as soon as it is there")
 
 
@@ -16,3 +19,15 @@ def settings(request):
     options = request.config.option
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return Settings(device, options.seconds, options.rows)
+
+
+def pytest_configure(config):
+    for option in config.option.peer:
+        peers.add(option)
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.option.tier == "quick":
+        full = [item for item in items if "full" in item.keywords]
+        config.hook.pytest_deselected(items=full)
+        items[:] = [item for item in items if item not in set(full)]

@@ -29,6 +29,7 @@ BENCHMARKS = [
     ("test_gradient_penalty.py", "not compiled"),
     ("test_spectral_norm.py", "not compiled"),
     ("test_weights.py", ""),
+    ("test_ops.py", ""),
     ("test_streaming.py", ""),
     ("test_gradient_penalty.py", "compiled"),
     ("test_spectral_norm.py", "compiled"),
@@ -37,6 +38,7 @@ DRY_BENCHMARKS = [
     ("test_gradient_penalty.py", "digits and not compiled"),
     ("test_spectral_norm.py", "sngan32-forward_backward and not compiled"),
     ("test_weights.py", "200_small or rmsprop"),
+    ("test_ops.py", "pixel_norm"),
 ]
 
 

@@ -73,38 +73,57 @@ class ReplayClock:
 CLOCK = ReplayClock()
 
 
-def case(*variants: str, **parameters: Sequence[str]):
+def case(
+    *variants: str,
+    tier: str = "quick",
+    combinations: Sequence[dict[str, str]] | None = None,
+    extra: Callable[[dict[str, str]], Sequence[str]] = lambda combination: (),
+    **parameters: Sequence[str],
+):
     """Turns a function that prepares a Workload into one test per combination of `parameters` and per variant.
 
-    The function is called with the device and the parameters of one combination, all strings.
+    The function is called with the device and the parameters of one combination, all strings. `combinations` lists them where
+    they are not a product, `extra` the variants that only some of them have. Cases of tier "full" are left out of a quick run.
     """
-    combinations = [dict(zip(parameters, values)) for values in itertools.product(*parameters.values())]
+    if combinations is None:
+        combinations = [dict(zip(parameters, values)) for values in itertools.product(*parameters.values())]
+    pairs = [(chosen, variant) for chosen in combinations for variant in (*variants, *extra(chosen))]
 
     def decorate(prepare):
-        name = prepare.__name__.removeprefix("test_")
+        name = prepare.__name__.removeprefix("test_").removesuffix(f"_{tier}")
 
+        @getattr(pytest.mark, tier)
         @pytest.mark.benchmark(timer=CLOCK)
         @pytest.mark.parametrize(
             ("chosen", "variant"),
-            [pytest.param(c, v, id="-".join([*c.values(), v])) for c, v in itertools.product(combinations, variants)],
+            [pytest.param(chosen, variant, id="-".join([*chosen.values(), variant])) for chosen, variant in pairs],
         )
         def test(request, benchmark, settings, chosen, variant):
             title = f"{name}[{'-'.join(chosen.values())}]" if chosen else name
             benchmark.group = title
-            if benchmark.disabled:
+
+            def prepared():
                 workload = prepare(settings.device, **chosen)
+                workload.variants = {name: workload.variants[name] for name in (*variants, *extra(chosen))}
+                return workload
+
+            if benchmark.disabled:
+                workload = prepared()
                 workload.check()
                 benchmark(workload.variants[variant], 0)
                 return
-            measured = settings.measured(title, lambda: prepare(settings.device, **chosen))
+            measured = settings.measured(title, prepared)
             samples = measured.samples[variant]
             pending = iter(samples)
             benchmark.pedantic(CLOCK.replay, setup=lambda: ((next(pending),), {}), rounds=len(samples))
+            path, _, test_name = request.node.nodeid.partition("::")
+            this_case = test_name.removesuffix(f"{variant}]")
             row = measured.row(variant) | {
                 "case": title,
                 "variant": variant,
+                "tier": tier,
                 **settings.environment,
-                "command": f"pytest {request.node.nodeid.partition('[')[0]}",
+                "command": f"pytest {path} -k '{this_case}'" + (" --tier full" if tier == "full" else ""),
             }
             benchmark.extra_info.update(row)
             settings.record(row)

@@ -1,10 +1,12 @@
-"""Keeps benchmarks/results/<device>.json and writes the README's tables from them.
+"""Keeps benchmarks/results/<machine>.json and writes the README's tables, docs/benchmarks.md and its plots from them.
 
     pytest benchmarks/ --benchmark-json=out.json
     python -m benchmarks.report out.json
+    python -m benchmarks.report --compare main HEAD
 
-A file is what pytest-benchmark or --rows wrote. Cases it holds replace those of the same name; without any file only the README is
-written anew. --check writes nothing and fails when the README is not up to date.
+A file is what pytest-benchmark or --rows wrote. Cases it holds replace those of the same name, and a line of history is added;
+without any file only the README, docs/benchmarks.md and its plots are written anew. --check writes nothing and fails when the README
+is not up to date. --compare tells what became faster or slower against stock, and fails when anything did become slower.
 """
 
 from __future__ import annotations
@@ -12,15 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+OURS = "gankernels"
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 TITLES = {
     "test_gradient_penalty.py": "Gradient penalties, forward and backward",
     "test_spectral_norm.py": "Spectral normalisation",
     "test_weights.py": "Weight clipping and optimisers",
+    "test_ops.py": "Ops at the shapes of real networks",
     "test_streaming.py": "One pass over images",
 }
 KEPT = ("median", "p20", "p80", "device_median", "ratio", "speedup", "floor_share", "bytes_per_second", "memory", "passes",
@@ -39,13 +44,13 @@ def merge(rows: list[dict], folder: Path) -> list[Path]:
     results: dict[Path, dict] = {}
     fresh: set[tuple[Path, str]] = set()
     for row in rows:
-        path = folder / (re.sub(r"[^a-z0-9]+", "-", row["machine"].lower()).strip("-") + ".json")
+        path = folder / f"{slug(row['machine'])}.json"
         if path not in results:
             results[path] = json.loads(path.read_text()) if path.exists() else {"cases": {}}
             results[path] |= {"machine": row["machine"], "device": row["device"]}
         if (path, row["case"]) not in fresh:
             fresh.add((path, row["case"]))
-            about = {key: row[key] for key in ("command", "date", "versions")}
+            about = {key: row[key] for key in ("command", "tier", "date", "versions")}
             results[path]["cases"][row["case"]] = about | {"variants": {}}
         kept = {key: rounded(row[key]) for key in KEPT if key in row}
         results[path]["cases"][row["case"]]["variants"][row["variant"]] = kept
@@ -53,6 +58,10 @@ def merge(rows: list[dict], folder: Path) -> list[Path]:
     for path, result in results.items():
         path.write_text(json.dumps(result, indent=1) + "\n")
     return list(results)
+
+
+def slug(machine: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-")
 
 
 def rounded(value):
@@ -68,61 +77,200 @@ def duration(seconds: float) -> str:
     return f"{seconds / 1e-6:.3g} µs"
 
 
-def cell(variant: str, row: dict) -> str:
-    parts = [duration(row["median"])]
-    if variant != "floor":
-        parts.append(f"{row['ratio']:.2f}×" + (" (slower)" if row["ratio"] < 0.995 else ""))
-        if "floor_share" in row:
-            parts.append(f"{row['floor_share']:.0%} of the floor")
-        if "passes" in row:
-            parts += [f"{row['passes']:.1f} F", f"{row['memory'] / 1e6:.3g} MB"]
-    return " · ".join(parts)
+def share(row: dict) -> str:
+    return f"{row['floor_share']:.0%}" if "floor_share" in row else "-"
 
 
-def tables(folder: Path) -> str:
+def times(ratio: float) -> str:
+    return f"{ratio:.2f}×" + (" (slower)" if ratio < 0.995 else "")
+
+
+def shown(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def load(folder: Path) -> list[dict]:
+    """The results of every machine, the CPU's first."""
     results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    results.sort(key=lambda result: result["device"])
-    machines = [result["machine"] for result in results]
-    if not any(result["device"] == "cuda" for result in results):
-        machines.append("GPU")
-    cases = {}  # in the order in which they were first measured
-    for result in results:
-        for name, case in result["cases"].items():
-            cases.setdefault(name, {"command": case["command"], "variants": {}})["variants"].update(case["variants"])
-    lines = []
+    return sorted(results, key=lambda result: (result["device"] != "cpu", result["machine"]))
+
+
+def groups(results: list[dict], tiers=("quick", "full")):
+    """(title, commands by case, in the order in which they were first measured)."""
+    found = {name: case for result in results for name, case in result["cases"].items() if case["tier"] in tiers}
     for file, title in TITLES.items():
-        chosen = {name: case for name, case in cases.items() if file in case["command"]}
-        if not chosen:
-            continue
-        lines += ["", f"#### {title}", "", f"| case | variant | {' | '.join(machines)} | reproduce with |"]
-        lines.append("|---" * (len(machines) + 3) + "|")
-        for name, case in chosen.items():
-            for variant in case["variants"]:
-                cells = []
-                for machine in machines:
-                    result = next((result for result in results if result["machine"] == machine), {"cases": {}})
-                    row = result["cases"].get(name, {"variants": {}})["variants"].get(variant)
-                    cells.append(cell(variant, row) if row else "not measured yet")
-                shown = f"**{variant}**" if variant == "gankernels" else variant.replace("_", " ")
-                lines.append(f"| {name.replace('_', ' ')} | {shown} | {' | '.join(cells)} | `{case['command']}` |")
-    legend = (
-        "Median time · speed against the fastest eager stock variant · share of the floor, which is measured in the same run · "
-        "for penalties also the flops in forward passes F of the critic, and the peak memory of the call."
-    )
+        chosen = {name: case["command"] for name, case in found.items() if f"/{file} " in case["command"]}
+        if chosen:
+            yield title, chosen
+
+
+def measured_on(result: dict) -> str:
+    versions = sorted({f"{case['date']}, torch {case['versions']['torch']}" for case in result["cases"].values()})
+    return f"{result['machine']} ({'; '.join(versions)})"
+
+
+def summary(case: dict | None) -> str:
+    """Of a further machine, in one cell."""
+    row = case and case["variants"].get(OURS)
+    return f"{duration(row['median'])} · {times(row['ratio'])} · {share(row)}" if row else "not measured yet"
+
+
+def tables(results: list[dict]) -> str:
+    """The README's: one row per case, every variant's median on the first machine, what the others gave in one cell each."""
     if not results:
         return "Not measured yet."
-    measured = []
+    first, *others = results
+    heads = [other["machine"] for other in others]
+    if not any(result["device"] == "cuda" for result in results):
+        heads.append("GPU")
+    lines = [
+        f"Medians on {measured_on(first)}, the variants of a row interleaved in one process; then how many times as fast "
+        f"{OURS} is as the fastest eager stock variant, and which share of the floor, measured in the same run, it reaches. "
+        + (f"Other columns: {OURS}, times stock, share of the floor. " if others else "")
+        + "Peak memory, passes, quantiles, bytes per second and the full tier: [docs/benchmarks.md](docs/benchmarks.md).",
+    ]
+    for title, commands in groups(results, tiers=("quick",)):
+        cases = {name: first["cases"].get(name) for name in commands}
+        variants = dict.fromkeys(name for case in cases.values() if case for name in case["variants"] if name != OURS)
+        variants = sorted(variants, key=lambda name: (name == "floor", "compiled" in name))
+        lines += ["", f"#### {title}", ""]
+        columns = ["case", f"**{OURS}**", *map(shown, variants), "times stock", "of the floor", *heads, "reproduce with"]
+        lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+        for name, command in commands.items():
+            rows = cases[name]["variants"] if cases[name] else {}
+            ours = rows.get(OURS)
+            cells = [shown(name), f"**{duration(ours['median'])}**" if ours else "not measured yet"]
+            cells += [duration(rows[variant]["median"]) if variant in rows else "" for variant in variants]
+            cells += [times(ours["ratio"]), share(ours)] if ours else ["", ""]
+            cells += [summary(other["cases"].get(name)) for other in others] + ["not measured yet"] * (len(heads) - len(others))
+            lines.append("| " + " | ".join([*cells, f"`{command}`"]) + " |")
+    return "\n".join(lines)
+
+
+def page(results: list[dict]) -> str:
+    """docs/benchmarks.md: everything that was measured."""
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `python -m benchmarks.report`. A row is one variant of one case: median, 20th and 80th percentile of the time a "
+        "caller sees; device time where a GPU is measured; the speed against the fastest eager stock variant; the share of the floor; "
+        "bytes of the floor per second of device time; peak memory of the call beyond what was there; for networks the flops in "
+        "forward passes F, and convolutions forward + input gradient + weight gradient.",
+    ]
     for result in results:
-        case = list(result["cases"].values())[-1]
-        measured.append(f"{result['machine']}: {case['date']}, torch {case['versions']['torch']}")
-    return "\n".join([legend, *lines, "", f"Measured on {'; '.join(measured)}."])
+        lines += ["", f"## {measured_on(result)}", "", f"![speed against stock]({plot_name(result)})"]
+        for title, commands in groups([result]):
+            lines += ["", f"### {title}", ""]
+            heads = ("case", "variant", "median", "p20 to p80", "device", "times stock", "of the floor", "GB/s", "memory", "passes")
+            lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+            for name in commands:
+                for variant, row in result["cases"][name]["variants"].items():
+                    cells = [shown(name), f"**{variant}**" if variant == OURS else shown(variant), duration(row["median"])]
+                    cells += [f"{duration(row['p20'])} to {duration(row['p80'])}"]
+                    cells += [duration(row["device_median"]) if result["device"] == "cuda" else "-"]
+                    cells += [times(row["ratio"]), share(row)]
+                    cells += [f"{row['bytes_per_second'] / 1e9:.3g}" if "bytes_per_second" in row else "-"]
+                    cells += [f"{row['memory'] / 1e6:.3g} MB"]
+                    convolutions = " + ".join(map(str, row.get("convolutions", {}).values()))
+                    cells += [f"{row['passes']:.1f} F: {convolutions}" if "passes" in row else "-"]
+                    lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot_name(result: dict) -> str:
+    return f"benchmarks-{slug(result['machine'])}.svg"
+
+
+def plot(result: dict, path: Path):
+    """Speed against the fastest eager stock variant, one bar per case, losses as plain to see as wins."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    matplotlib.rcParams["svg.hashsalt"] = "gankernels"  # the same figures give the same file
+    from matplotlib import pyplot
+
+    ratios = {name: case["variants"][OURS]["ratio"] for name, case in result["cases"].items() if OURS in case["variants"]}
+    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.19 * len(ratios)))
+    names = [shown(name) for name in ratios]
+    axes.barh(names, [ratio - 1 for ratio in ratios.values()], left=1, log=True,
+              color=["tab:blue" if ratio >= 0.995 else "tab:red" for ratio in ratios.values()])  # fmt: skip
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set(xlabel=f"times as fast as stock PyTorch, {result['machine']}", ylim=(len(ratios) - 0.5, -0.5))
+    axes.tick_params(axis="y", labelsize=6)
+    ticks = [tick for tick in (0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50, 100) if tick <= 1.3 * max(ratios.values())]
+    axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
+    axes.minorticks_off()
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def compare(before: dict, after: dict, threshold: float) -> tuple[list[str], bool]:
+    """What became faster or slower between two results of one machine, by more than `threshold`; whether anything is slower.
+
+    The measure is the ratio to stock of the same run, which a machine that drifts moves less than the times themselves.
+    """
+    lines, slower = [], False
+    for name, case in after["cases"].items():
+        old, new = (result["cases"].get(name, {"variants": {}})["variants"].get(OURS) for result in (before, after))
+        if old is None or new is None:
+            lines.append(f"new      {name}" if old is None else f"gone     {name}")
+            continue
+        change = new["ratio"] / old["ratio"]
+        if abs(change - 1) > threshold:
+            lines.append(f"{'faster' if change > 1 else 'SLOWER':8} {name}: {old['ratio']:.2f} to {new['ratio']:.2f} times stock, "
+                         f"{duration(old['median'])} to {duration(new['median'])}")  # fmt: skip
+            slower |= change < 1
+    lines += [f"gone     {name}" for name in before["cases"] if name not in after["cases"]]
+    return lines, slower
+
+
+def of_revision(source: str) -> dict[str, dict]:
+    """The results by machine of a file of results, or of a git revision."""
+    if Path(source).is_file():
+        found = [json.loads(Path(source).read_text())]
+    else:
+        def git(*arguments):
+            return subprocess.run(["git", *arguments], cwd=HERE.parent, capture_output=True, text=True)
+
+        listed = git("ls-tree", "--name-only", source, "benchmarks/results/")
+        if listed.returncode:
+            sys.exit(f"--compare takes a file of results or a git revision, got {source}: {listed.stderr.strip()}")
+        files = [name for name in listed.stdout.splitlines() if name.endswith(".json")]
+        found = [json.loads(git("show", f"{source}:{name}").stdout) for name in files]
+    return {result["machine"]: result for result in found}
+
+
+def print_comparison(sources: list[str], threshold: float) -> int:
+    before, after = map(of_revision, sources)
+    worse = False
+    for machine in before.keys() & after.keys():
+        lines, slower = compare(before[machine], after[machine], threshold)
+        print("\n".join([f"{machine}:", *(f"  {line}" for line in lines or ["nothing changed by more than the threshold"])]))
+        worse |= slower
+    if not before.keys() & after.keys():
+        sys.exit(f"the two have no machine in common: {', '.join(before)} and {', '.join(after)}.")
+    return 1 if worse else 0
+
+
+def keep_history(rows: list[dict], folder: Path):
+    """One line per machine and run: gankernels' median and its ratio to stock, by case."""
+    runs: dict[str, dict] = {}
+    for row in rows:
+        if row["variant"] == OURS:
+            run = runs.setdefault(slug(row["machine"]), {"date": row["date"], "versions": row["versions"], "cases": {}})
+            run["cases"][row["case"]] = [rounded(row["median"]), rounded(row["ratio"])]
+    for name, run in runs.items():
+        (folder / "history").mkdir(parents=True, exist_ok=True)
+        with (folder / "history" / f"{name}.jsonl").open("a") as file:
+            file.write(json.dumps(run) + "\n")
 
 
 def shortfalls(rows: list[dict]) -> list[str]:
     """What is slower than stock, or short of a goal, one sentence each."""
     found = []
     for row in rows:
-        if row["variant"] != "gankernels":
+        if row["variant"] != OURS:
             continue
         goals = {peer: 1.0 for peer in row["speedup"] if peer.startswith("stock")} | row["goals"]
         for peer, goal in goals.items():
@@ -138,19 +286,30 @@ def main():
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="of --benchmark-json or --rows")
     parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the results files")
     parser.add_argument("--readme", type=Path, default=HERE.parent / "README.md")
+    parser.add_argument("--docs", type=Path, default=HERE.parent / "docs", help="folder of benchmarks.md and its plots")
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="two files of results, or two git revisions")
+    parser.add_argument("--threshold", type=float, default=0.1, help="smallest change that --compare tells of (default 0.1)")
     options = parser.parse_args()
+    if options.compare:
+        sys.exit(print_comparison(options.compare, options.threshold))
     rows = [row for file in options.files for row in read_rows(file)]
     if rows and not options.check:
         print("\n".join([f"wrote {path}" for path in merge(rows, options.results)] + shortfalls(rows)))
+        keep_history(rows, options.results)
+    results = load(options.results)
     before = options.readme.read_text() if options.readme.exists() else ""
     if BEGIN not in before or END not in before:
         sys.exit(f"{options.readme} must have the lines {BEGIN} and {END}, between which the tables go.")
     head, rest = before.split(BEGIN, 1)
-    after = f"{head}{BEGIN}\n{tables(options.results)}\n{END}{rest.split(END, 1)[1]}"
+    after = f"{head}{BEGIN}\n{tables(results)}\n{END}{rest.split(END, 1)[1]}"
     if options.check:
         sys.exit("README.md is not up to date: run `python -m benchmarks.report`." if after != before else 0)
     options.readme.write_text(after)
+    options.docs.mkdir(exist_ok=True)
+    (options.docs / "benchmarks.md").write_text(page(results))
+    for result in results:
+        plot(result, options.docs / plot_name(result))
 
 
 if __name__ == "__main__":

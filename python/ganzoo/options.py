@@ -32,6 +32,8 @@ def _is_decay(value):
 Count = Annotated[int, Range(lambda value: value >= 1, "at least 1")]
 CountOrZero = Annotated[int, Range(lambda value: value >= 0, "at least 0")]
 Positive = Annotated[float, Range(lambda value: 0 < value < math.inf, "a finite number above 0")]
+NotNegative = Annotated[float, Range(lambda value: 0 <= value < math.inf, "a finite number of at least 0")]
+Finite = Annotated[float, Range(math.isfinite, "a finite number")]
 Decay = Annotated[float, Range(_is_decay, "at least 0 and below 1")]
 Betas = Annotated[
     tuple[float, float], Range(lambda pair: all(map(_is_decay, pair)), "two numbers, each at least 0 and below 1")
@@ -56,10 +58,13 @@ class Checked:
         """Raise `ArgumentError` for the first field whose type or value is not allowed."""
         for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
             kind, *constraints = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
-            value = getattr(self, name)
-            ranges = [constraint for constraint in constraints if isinstance(constraint, Range)]
-            if not _has_type(value, kind):
-                raise ArgumentError(name, _NOUNS[kind] if kind in _NOUNS else ranges[0].words, repr(value))
-            for allowed in ranges:
-                if not allowed.holds(value):
-                    raise ArgumentError(name, allowed.words, value)
+            check_value(name, getattr(self, name), kind, [c for c in constraints if isinstance(c, Range)])
+
+
+def check_value(name, value, kind, ranges=()):
+    """Raise `ArgumentError` for a value that is not of a kind or not in all of the ranges."""
+    if not _has_type(value, kind):
+        raise ArgumentError(name, _NOUNS[kind] if kind in _NOUNS else ranges[0].words, repr(value))
+    for allowed in ranges:
+        if not allowed.holds(value):
+            raise ArgumentError(name, allowed.words, value)

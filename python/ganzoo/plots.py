@@ -5,7 +5,7 @@ import io
 import torch
 import torch.nn.functional as F
 
-from ganzoo.training.checkpoint import write_atomically
+from ganzoo.files import write_atomically
 
 CELL = 64
 GAP = 3

@@ -5,7 +5,6 @@ import ganzoo
 import pytest
 import torch
 from ganzoo import Trainer
-from ganzoo.training import checkpoint
 from ganzoo.training.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 
 
@@ -33,7 +32,7 @@ def test_killed_within_a_save_leaves_the_last_good_one(moment, trainer, tmp_path
     trainer.step()
 
     def killed_while_saving():
-        monkeypatch.setattr(checkpoint.os, moment, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        monkeypatch.setattr(os, moment, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         save_checkpoint(tmp_path, trainer)
 
     assert in_a_child(killed_while_saving) == signal.SIGKILL
@@ -47,7 +46,7 @@ def test_a_failed_write_leaves_nothing_beside_the_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError):
         write_atomically(tmp_path / "file", b"content")
     assert list(tmp_path.iterdir()) == []

@@ -6,37 +6,18 @@ moment, finds the old file or the new one, whole.
 
 import io
 import json
-import os
 from pathlib import Path
 
 import torch
 
 from ganzoo.errors import Error
+from ganzoo.files import write_atomically
 from ganzoo.training.loop import draw_samples
 from ganzoo.training.ops import get_ops
 from ganzoo.variants.base import create
 
 CHECKPOINT = "checkpoint.pt"
 GENERATOR = "generator.safetensors"
-
-
-def write_atomically(path, content):
-    """Put the bytes `content` at `path`, all or nothing, also through a power cut."""
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def save_checkpoint(folder, trainer):

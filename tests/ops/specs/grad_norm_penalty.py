@@ -53,6 +53,23 @@ def _bwd_with_norms(grad, grads, norms, target, one_sided):
     return _op.grad_norm_penalty_bwd(grad, grads, norms, target, one_sided)
 
 
+def _penalty_bwd_bwd_inputs(shape, dtype, device):
+    """grad_grads along grads, or the derivative in grad, a sum of products of both, would be all rounding."""
+    grad, grads, *others = _penalty_bwd_inputs(True)(shape, dtype, device)
+    return grads + 0.5 * randn(shape, dtype, device), grad, grads, *others
+
+
+def _bwd_bwd_with_norms(grad_grads, grad, grads, norms, target, one_sided):
+    return _op.grad_norm_penalty_bwd_bwd(grad_grads, grad, grads, _norms(grads, norms.dtype), target, one_sided)
+
+
+def _penalty_bwd_bwd_reference(grad_grads, grad, grads, norms, target, one_sided):
+    with torch.enable_grad():
+        grad, grads = grad.detach().requires_grad_(), grads.detach().requires_grad_()
+        first = _penalty_bwd_reference(grad, grads, norms, target, one_sided)
+        return torch.autograd.grad(first, (grad, grads), grad_grads)
+
+
 X, NORMS = torch.ones(3, 4), torch.ones(3)
 
 _PENALTY_BAD = {
@@ -80,6 +97,7 @@ SPECS = [
             (0,),
             (0,),
             bad={} if suffix else _PENALTY_BAD,
+            real={} if suffix else {"image64": (64, 3, 64, 64), "image256": (64, 3, 256, 256)},
         )
         for suffix, target, one_sided in (("", True, False), ("_one_sided", True, True), ("_zero_centred", False, False))
     ),
@@ -95,11 +113,21 @@ SPECS = [
         )
         for suffix, one_sided in (("", False), ("_one_sided", True))
     ),
+    Spec(
+        "grad_norm_penalty_bwd_bwd",
+        _bwd_bwd_with_norms,
+        _penalty_bwd_bwd_reference,
+        _penalty_bwd_bwd_inputs,
+        (0, 2),
+        (),
+        outputs=(0, 1),
+    ),
 ]
 
 LAUNCHERS = {
     "grad_norm_penalty": grad_norm_penalty._grad_norm_penalty_triton,
     "grad_norm_penalty_bwd": grad_norm_penalty._grad_norm_penalty_bwd_triton,
+    "grad_norm_penalty_bwd_bwd": grad_norm_penalty._grad_norm_penalty_bwd_bwd_triton,
 }
 
 KERNELS = {

@@ -71,6 +71,7 @@ SPECS = [
             second_order=name == "pixel_norm",
             shapes=_SHAPES,
             bad=bad,
+            real={"progan32": (16, 512, 32, 32), "mapping": (64, 512)} if name == "pixel_norm" else {},
         )
         for name, op, reference, count, differentiable, outputs, bad in (
             ("pixel_norm", _pixel_norm, _pixel_norm_reference, 1, (0,), 1, _BAD),
@@ -78,7 +79,6 @@ SPECS = [
             ("pixel_norm_bwd_bwd", _op.pixel_norm_bwd_bwd, _pixel_norm_bwd_bwd_reference, 3, (), 2, {}),
         )
     ),
-
 ]
 
 LAUNCHERS = {

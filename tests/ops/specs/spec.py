@@ -39,6 +39,10 @@ class Spec:
     several memory formats and of those with a derivative; `outputs` the positions of differentiable outputs. The last op of
     a chain has nothing differentiable: its derivative raises. `shapes` has the names of SHAPES, and may have more, of 2
     dimensions and up. `bad` holds, by name, calls with bad input and a pattern of the one sentence they raise.
+
+    For the benchmarks: `real` has shapes of real networks by name; without any the op is not measured. `stock` is what people
+    write without a kernel, where that is not the reference; `peers` holds call(modules, *inputs) by the name of a peer
+    (benchmarks/peers.py); `goals`, by mode, how many times as fast as a variant the op ought to be.
     """
 
     name: str
@@ -51,6 +55,10 @@ class Spec:
     second_order: bool = True
     shapes: dict = field(default_factory=lambda: SHAPES)
     bad: dict[str, tuple[Callable, str]] = field(default_factory=dict)
+    real: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    stock: Callable | None = None
+    peers: dict[str, Callable] = field(default_factory=dict)
+    goals: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 INT = "i32"

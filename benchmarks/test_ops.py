@@ -1,0 +1,157 @@
+"""Every op of the op suite at the shapes of real networks, by the suite's own entries (`real` in tests/ops/specs).
+
+op × shape × dtype × layout × mode, where a mode is forward, forward_backward (the first derivative, from the outputs' gradients) or
+second_order (the derivative of that derivative, in everything it depends on). Stock is the op's reference in plain PyTorch, the
+form that code without a kernel has, eager and compiled; peers join where they are named (`--peer`). The floor is a copy of as many
+bytes as inputs and outputs have, each once.
+
+On a CPU an output beyond 32 MB comes from the system page by page, at every call, and that can outweigh the arithmetic:
+`fresh_pages`. `reused_pages` lets the allocator keep what was freed, as a GPU's caching allocator always does.
+"""
+
+import ctypes
+import itertools
+import math
+
+import pytest
+import torch
+
+from tests.ops.specs import SPECS, TOLERANCE
+from tests.ops.test_suite import as_tuple, in_layout, with_grad
+
+from . import peers
+from .harness import OURS, Workload, assert_accurate, case, copy_of, nbytes, rotated
+
+MEASURED = {spec.name: spec for spec in SPECS if spec.real}
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
+FORWARD, FIRST, SECOND = MODES = ("forward", "forward_backward", "second_order")
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def keep_pages(keep: bool):
+    """Whether glibc's malloc keeps large blocks that were freed, instead of returning them to the system."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_MAX, 0 if keep else 65536)
+    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1 if keep else 128 << 10)
+
+
+def differentiated(op, spec, mode):
+    """call(args, grads, tangents) -> tensors: the outputs of `op`, its first derivative, or its second."""
+
+    def outputs(args):
+        found = as_tuple(op(*args))
+        return [found[i] for i in spec.outputs]
+
+    def forward(args, grads, tangents):
+        with torch.no_grad():
+            return outputs(args)
+
+    def forward_backward(args, grads, tangents):
+        ys = outputs(args)
+        return [y.detach() for y in ys] + list(torch.autograd.grad(ys, [args[i] for i in spec.differentiable], grads))
+
+    def second_order(args, grads, tangents):
+        xs = [args[i] for i in spec.differentiable]
+        first = torch.autograd.grad(outputs(args), xs, grads, create_graph=True)
+        return torch.autograd.grad(first, [*xs, *grads], tangents, allow_unused=True, materialize_grads=True)
+
+    return {FORWARD: forward, FIRST: forward_backward, SECOND: second_order}[mode]
+
+
+def make_inputs(spec, shape, dtype, device, layout, mode):
+    """Arguments, gradients of the outputs, and tangents of the gradients, those that are images in the layout."""
+    args = list(spec.inputs(spec.real[shape], DTYPES[dtype], device))
+    for i in spec.images:
+        args[i] = in_layout(args[i], layout)
+    if mode == FORWARD:
+        return args, None, None
+    args = with_grad(spec, args)
+    ys = as_tuple(spec.op(*args))
+    grads = [torch.randn_like(ys[i]).requires_grad_(mode == SECOND) for i in spec.outputs]
+    return args, grads, [torch.randn_like(args[i]) for i in spec.differentiable] if mode == SECOND else None
+
+
+def in_double(tree):
+    def double(t):
+        wide = isinstance(t, torch.Tensor) and t.is_floating_point()
+        return t.detach().double().requires_grad_(t.requires_grad) if wide else t
+
+    return torch.utils._pytree.tree_map(double, tree)
+
+
+def prepare(device, op, shape, dtype, layout, mode, fresh_pages=False):
+    spec = MEASURED[op]
+    inputs = rotated(lambda: make_inputs(spec, shape, dtype, device, layout, mode), device)
+    ours, stock = (differentiated(function, spec, mode) for function in (spec.op, spec.stock or spec.reference))
+    exact = differentiated(spec.reference, spec, mode)
+    results = ours(*inputs[0])
+    args, grads, tangents = inputs[0]
+    # what comes in and what goes out; a derivative reads the arguments again
+    size = nbytes((args, grads, tangents, results)) + (0 if mode == FORWARD else nbytes(args))
+
+    def rotating(function):
+        return lambda i: function(*inputs[i % len(inputs)])
+
+    def check():
+        assert_accurate(results, stock(*inputs[0]), exact(*in_double(inputs[0])), f"{op}, {mode}")
+        if device == "cpu":
+            keep_pages(not fresh_pages)
+
+    compiled = differentiated(torch.compile(spec.stock or spec.reference, dynamic=False), spec, mode)
+    variants = {OURS: rotating(ours), "stock": rotating(stock), "stock_compiled": rotating(compiled)}
+    for name in peers.names(spec):
+        variants[name] = rotating(differentiated(peers.form(spec, name), spec, mode))
+    variants["floor"] = copy_of(size, device, nbytes(results) if fresh_pages else 0)
+    goals = {"stock": 1.0} | ({"floor": 0.85} if device == "cuda" and mode == FORWARD else {}) | spec.goals.get(mode, {})
+    return Workload(variants, check, bytes=size, goals=goals)
+
+
+def combinations():
+    for spec in MEASURED.values():
+        modes = MODES if spec.second_order else (FORWARD, FIRST)
+        for name, shape in spec.real.items():
+            layouts = ("contiguous", "channels_last") if len(shape) == 4 else ("contiguous",)
+            for dtype, layout, mode in itertools.product(("float32", "bfloat16"), layouts, modes):
+                yield {"op": spec.name, "shape": name, "dtype": dtype, "layout": layout, "mode": mode}
+
+
+def is_quick(combination):
+    """The first shape of an op, as most people call it."""
+    first = next(iter(MEASURED[combination["op"]].real))
+    usual = {"shape": first, "dtype": "float32", "layout": "contiguous"}
+    return combination["mode"] != SECOND and all(combination[key] == value for key, value in usual.items())
+
+
+def makes_fresh_pages(combination):
+    shape = MEASURED[combination["op"]].real[combination["shape"]]
+    return combination["mode"] != SECOND and combination["dtype"] == "float32" and math.prod(shape) * 4 > 32 << 20
+
+
+def the_peers(combination):
+    return peers.names(MEASURED[combination["op"]])
+
+
+def compiled_and_peers(combination):
+    """A compiled function is differentiated once only."""
+    return (*(["stock_compiled"] if combination["mode"] != SECOND else []), *the_peers(combination))
+
+
+ALL = list(combinations())
+
+
+@case(OURS, "stock", "floor", combinations=[c for c in ALL if is_quick(c)], extra=the_peers)
+def test_ops(device, **combination):
+    return prepare(device, **combination)
+
+
+@case(OURS, "stock", "floor", tier="full", combinations=[c for c in ALL if not is_quick(c)], extra=compiled_and_peers)
+def test_ops_full(device, **combination):
+    return prepare(device, **combination)
+
+
+@case(OURS, "stock", "floor", tier="full", combinations=[c for c in ALL if makes_fresh_pages(c)])
+def test_ops_fresh_pages(device, **combination):
+    if device == "cuda":
+        pytest.skip("a GPU's allocator reuses its memory")
+    return prepare(device, **combination, fresh_pages=True)
