@@ -81,7 +81,10 @@ void check_grad(const char* op, const Tensor& grad, const Tensor& x, const Layou
 }
 
 // A sample's channels in their groups: with one group its order does not matter.
-Tensor grouped(const Tensor& x, int64_t num_channels) { return num_channels == 1 ? samples_first(x) : as_contiguous(x); }
+Tensor grouped(const Tensor& x, int64_t num_channels) {
+  if (x.numel() == 0) return torch::stable::new_empty(x, x.sizes());  // its strides mean nothing
+  return num_channels == 1 ? samples_first(x) : as_contiguous(x);
+}
 
 // body(slot, at, n): elements [at, at + n) of the first sample of the group that slot = (m, f, chunk) is in.
 template <class Body>

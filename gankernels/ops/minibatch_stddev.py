@@ -141,6 +141,8 @@ def minibatch_stddev_bwd_bwd_kernel(
 
 def _grouped(x, num_channels):
     """x with a sample's channels in their groups: with one group their order does not matter."""
+    if x.numel() == 0:
+        return x.new_empty(x.shape)  # its strides mean nothing
     return samples_first(x) if num_channels == 1 else x.contiguous()
 
 

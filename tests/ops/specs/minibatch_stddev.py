@@ -3,7 +3,7 @@ import torch
 import gankernels as gk
 from gankernels.ops import minibatch_stddev
 
-from .spec import INT, SHAPES, Kernel, Spec, randn
+from .spec import INT, SHAPES, Kernel, Spec, randn, weighted
 
 _op = torch.ops.gankernels
 _EPS = 0.1  # one that shows
@@ -31,10 +31,9 @@ def _bwd_bwd_reference(v, grad, x, *constants):
 def _inputs(channels, images, with_grad):
     def inputs(shape, dtype, device):
         group = _group(shape[0])
-        count = channels if shape[1] % channels == 0 else 1
-        grads = [randn((shape[0] // group, count), dtype, device)] if with_grad else []
+        grads = [randn((shape[0] // group, channels), dtype, device)] if with_grad else []
         x = [randn(shape, dtype, device) for _ in range(images)]
-        return *x[1:], *grads, x[0], group, count, _EPS
+        return *x[1:], *grads, x[0], group, channels, _EPS
 
     return inputs
 
@@ -63,7 +62,10 @@ _BAD = {
     ),
 }
 
-_SHAPES = SHAPES | {"groups": (8, 4, 3, 5), "features": (6, 10), "long": (4, 3, 700), "no_samples": (0, 3, 4, 4)}
+_SHAPES = SHAPES | {"many": (8, 3, 4, 4), "features": (6, 10), "long": (4, 3, 700), "no_samples": (0, 3, 4, 4)}
+_SHAPES_OF_CHANNEL_GROUPS = {"odd": (3, 4, 7, 3), "large": (2, 4, 96, 97), "many": (8, 4, 3, 5)}
+
+_bwd = _op.minibatch_stddev_bwd
 
 SPECS = [
     Spec(
@@ -75,20 +77,23 @@ SPECS = [
         differentiable,
         outputs=tuple(range(outputs)),
         second_order=name == "minibatch_stddev",
-        shapes=_SHAPES,
+        shapes=_SHAPES_OF_CHANNEL_GROUPS if suffix else _SHAPES,
         bad={} if suffix else bad,
+        distinct=0,
+        real={"stylegan2_4": (32, 512, 4, 4), "progan_4": (16, 512, 4, 4)} if bad and not suffix else {},
     )
     for name, op, reference, images, with_grad, image_positions, differentiable, outputs, bad in (
         ("minibatch_stddev", _op.minibatch_stddev, minibatch_stddev._reference_statistic, 1, False, (0,), (0,), 1, _BAD),
-        ("minibatch_stddev_bwd", _op.minibatch_stddev_bwd, _bwd_reference, 1, True, (1,), (0, 1), 1, {}),
+        ("minibatch_stddev_bwd", weighted(_bwd), weighted(_bwd_reference), 1, True, (1,), (0, 1), 1, {}),
         ("minibatch_stddev_bwd_bwd", _op.minibatch_stddev_bwd_bwd, _bwd_bwd_reference, 2, True, (0, 2), (), 2, {}),
     )
     for suffix, channels in (("", 1), ("_of_channel_groups", 2))
 ]
 
 LAUNCHERS = {
-    f"minibatch_stddev{suffix}": getattr(minibatch_stddev, f"_minibatch_stddev{suffix}_triton")
-    for suffix in ("", "_bwd", "_bwd_bwd")
+    "minibatch_stddev": minibatch_stddev._minibatch_stddev_triton,
+    "minibatch_stddev_bwd": weighted(minibatch_stddev._minibatch_stddev_bwd_triton),
+    "minibatch_stddev_bwd_bwd": minibatch_stddev._minibatch_stddev_bwd_bwd_triton,
 }
 
 KERNELS = {
