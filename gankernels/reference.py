@@ -4,7 +4,9 @@ Each takes the op's own arguments, runs in any dtype on any device, and differen
 """
 
 from .ops.clip_weights import reference as clip_weights_
+from .ops.fma import reference as fma
 from .ops.grad_norm_penalty import reference as grad_norm_penalty
+from .ops.grid_sample import reference as grid_sample
 from .ops.interpolate import reference as interpolate
 from .ops.minibatch_discrimination import reference as minibatch_discrimination
 from .ops.minibatch_stddev import reference as minibatch_stddev
@@ -16,7 +18,9 @@ from .ops.spectral_norm import reference as spectral_norm
 __all__ = [
     "adam_",
     "clip_weights_",
+    "fma",
     "grad_norm_penalty",
+    "grid_sample",
     "interpolate",
     "minibatch_discrimination",
     "minibatch_stddev",
