@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 from torch import nn
+from torch.nn.functional import relu
 
 
 class Weights(nn.ModuleList):
@@ -50,6 +51,38 @@ def dcgan_discriminator():
         norm = [nn.BatchNorm2d(after)] if before > 3 else []
         layers += [nn.Conv2d(before, after, 4, 2, 1, bias=False), *norm, nn.LeakyReLU(0.2)]
     return nn.Sequential(*layers, nn.Conv2d(channels[-1], 1, 4, 1, 0, bias=False))
+
+
+class ResidualBlock(nn.Module):
+    """SN-GAN's: two 3×3 convolutions and a shortcut, halved by average pooling where it says so."""
+
+    def __init__(self, before, after, down, first=False):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(before, after, 3, padding=1), nn.Conv2d(after, after, 3, padding=1)
+        self.shortcut = nn.Conv2d(before, after, 1) if before != after or down else nn.Identity()
+        self.pool = nn.AvgPool2d(2) if down else nn.Identity()
+        self.first = first
+
+    def forward(self, x):
+        y = self.conv2(relu(self.conv1(x if self.first else relu(x))))
+        return self.pool(y) + self.pool(self.shortcut(x))
+
+
+class SumOverPixels(nn.Module):
+    def forward(self, x):
+        return relu(x).sum((2, 3))
+
+
+def sngan32_discriminator(width=128):
+    """SN-GAN's of 32×32 images (Miyato et al. 2018, table 4b), without its normalisation."""
+    return nn.Sequential(
+        ResidualBlock(3, width, down=True, first=True),
+        ResidualBlock(width, width, down=True),
+        ResidualBlock(width, width, down=False),
+        ResidualBlock(width, width, down=False),
+        SumOverPixels(),
+        nn.Linear(width, 1),
+    )
 
 
 def _block(before, after, hidden, shortcut):

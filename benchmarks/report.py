@@ -5,8 +5,8 @@
     python -m benchmarks.report --compare main HEAD
 
 A file is what pytest-benchmark or --rows wrote. Cases it holds replace those of the same name, and a line of history is added;
-without any file only the README, docs/benchmarks.md and its plots are written anew. --check writes nothing and fails when the README
-is not up to date. --compare tells what became faster or slower against stock, and fails when anything did become slower.
+without any file only the README, docs/benchmarks.md and its plots are written anew. --check writes nothing and fails when the
+README is not up to date. --compare tells what became faster or slower against stock, and fails when anything did become slower.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ OURS = "gankernels"
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 TITLES = {
     "test_gradient_penalty.py": "Gradient penalties, forward and backward",
+    "test_steps.py": "Whole steps of a discriminator",
     "test_spectral_norm.py": "Spectral normalisation",
     "test_weights.py": "Weight clipping and optimisers",
     "test_ops.py": "Ops at the shapes of real networks",
     "test_streaming.py": "One pass over images",
+    "test_latency.py": "What a new process waits for",
 }
 KEPT = ("median", "p20", "p80", "device_median", "ratio", "speedup", "floor_share", "bytes_per_second", "memory", "passes",
         "convolutions", "goals")  # fmt: skip

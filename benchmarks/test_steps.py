@@ -1,0 +1,161 @@
+"""Whole training steps of a discriminator, from images to updated weights, against the same step in stock PyTorch.
+
+A step draws nothing: real and fake images and the ε of interpolation are given, so that both sides compute the same numbers, and
+the check compares the gradients that the step leaves. `compiled` compiles forward and backward of the whole step; the optimisers are
+each side's own. Stock's optimiser is its fastest, fused where there is one.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn.functional import relu
+from torch.nn.utils.parametrizations import spectral_norm as stock_spectral_norm
+
+import gankernels as gk
+
+from .harness import OURS, Workload, assert_accurate, case, rotated
+from .networks import critic64, digits_critic, sngan32_discriminator
+from .test_gradient_penalty import ours_gp, ours_r1, stock_gp, stock_r1
+
+
+def wasserstein(penalty, critic, real, fake, eps):
+    loss = critic(fake).mean() - critic(real).mean()
+    return loss + penalty(critic, real, fake, eps) if penalty else loss
+
+
+def non_saturating(penalty, critic, real, fake, eps):
+    softplus = nn.functional.softplus
+    return softplus(critic(fake)).mean() + softplus(-critic(real)).mean() + penalty(critic, real, fake, eps)
+
+
+def hinge(penalty, critic, real, fake, eps):
+    return relu(1 - critic(real)).mean() + relu(1 + critic(fake)).mean()
+
+
+def stock_normalized(critic):
+    for layer in critic.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            stock_spectral_norm(layer)
+    return critic
+
+
+def clipping(optimizer, params, c):
+    """A loop of clamp_ after the step, as published code has it."""
+    step = optimizer.step
+
+    def step_and_clip():
+        step()
+        with torch.no_grad():
+            for param in params:
+                param.clamp_(-c, c)
+
+    optimizer.step = step_and_clip
+    return optimizer
+
+
+class Side:
+    """One variant's own copy of the critic, with its optimiser."""
+
+    def __init__(self, critic, loss, optimizer, compiled):
+        self.critic, self.params = critic, [p for p in critic.parameters() if p.requires_grad]
+        self.loss, self.optimizer, self.compiled = loss, optimizer(self.params), compiled
+        self.gradients = torch.compile(self._gradients, fullgraph=True) if compiled else None
+
+    def _gradients(self, real, fake, eps):
+        return torch.autograd.grad(self.loss(self.critic, real, fake, eps), self.params)
+
+    def step(self, real, fake, eps):
+        if self.compiled:
+            with torch._dynamo.config.patch(trace_autograd_ops=True):
+                for param, grad in zip(self.params, self.gradients(real.detach().requires_grad_(), fake, eps)):
+                    param.grad = grad
+        else:
+            self.optimizer.zero_grad()
+            self.loss(self.critic, real, fake, eps).backward()
+        self.optimizer.step()
+
+
+def ours_adam(params):
+    return gk.optim.Adam(params, lr=1e-4, betas=(0.0, 0.9))
+
+
+def stock_adam(params):
+    return torch.optim.Adam(params, lr=1e-4, betas=(0.0, 0.9), fused=True)
+
+
+def ours_rmsprop(params):
+    return gk.optim.RMSprop(params, lr=5e-5, clip=0.01)
+
+
+def stock_rmsprop(params):
+    return clipping(torch.optim.RMSprop(params, lr=5e-5, foreach=True), params, 0.01)
+
+
+@dataclasses.dataclass
+class Step:
+    critic: Callable
+    images: tuple[int, ...]
+    loss: Callable
+    penalties: tuple = (None, None)  # of ours, of stock
+    optimizers: tuple = (ours_adam, stock_adam)
+    normalized: bool = False
+
+
+STEPS = {
+    "wgan_gp_64": Step(critic64, (32, 3, 64, 64), wasserstein, (ours_gp, stock_gp)),
+    "r1_64": Step(critic64, (32, 3, 64, 64), non_saturating, (ours_r1, stock_r1)),
+    "sngan_32": Step(sngan32_discriminator, (32, 3, 32, 32), hinge, normalized=True),
+    "wgan_64": Step(critic64, (64, 3, 64, 64), wasserstein, optimizers=(ours_rmsprop, stock_rmsprop)),
+    "wgan_gp_digits": Step(digits_critic, (64, 1, 8, 8), wasserstein, (ours_gp, stock_gp)),
+}
+
+
+def prepare(device, step, names):
+    this = STEPS[step]
+    plain = this.critic().to(device)
+    normalized = stock_normalized(copy.deepcopy(plain)) if this.normalized else plain
+    inputs = rotated(lambda: (*torch.randn(2, *this.images, device=device), torch.rand(this.images[0], device=device)), device)
+
+    def side(name, dtype=torch.float32):
+        ours = name.startswith(OURS)
+        critic = copy.deepcopy(normalized)
+        if ours and this.normalized:
+            critic = gk.nn.spectral_norm(copy.deepcopy(plain))
+            critic.load_state_dict(normalized.state_dict())
+        which = 0 if ours else 1
+        loss = partial(this.loss, this.penalties[which])
+        return Side(critic.to(dtype), loss, this.optimizers[which], name.endswith("_compiled"))
+
+    def gradients(name, dtype=torch.float32):
+        fresh = side(name, dtype)
+        fresh.step(*(t.to(dtype) for t in inputs[0]))
+        return [param.grad for param in fresh.params]
+
+    def check():
+        stock, exact = gradients("stock"), gradients("stock", torch.float64)
+        for name in names:
+            if name.startswith(OURS):
+                assert_accurate(gradients(name), stock, exact, f"gradients of {name}")
+
+    def run(name):
+        this_side = side(name)
+        return lambda i: this_side.step(*inputs[i % len(inputs)])
+
+    return Workload({name: run(name) for name in names}, check, goals={"stock": 1.0})
+
+
+@case(OURS, "stock", step=STEPS)
+def test_critic_step(device, step):
+    return prepare(device, step, (OURS, "stock"))
+
+
+COMPILED = (OURS, "gankernels_compiled", "stock", "stock_compiled")
+
+
+@case(*COMPILED, tier="full", step=("wgan_gp_64", "r1_64", "wgan_64", "wgan_gp_digits"))
+def test_critic_step_full(device, step):
+    return prepare(device, step, COMPILED)
