@@ -3,6 +3,7 @@
 Each takes the op's own arguments, runs in any dtype on any device, and differentiates to any order.
 """
 
+from .ops.bias_act import reference as bias_act
 from .ops.clip_weights import reference as clip_weights_
 from .ops.fma import reference as fma
 from .ops.grad_norm_penalty import reference as grad_norm_penalty
@@ -18,6 +19,7 @@ from .ops.upfirdn2d import reference as upfirdn2d
 
 __all__ = [
     "adam_",
+    "bias_act",
     "clip_weights_",
     "fma",
     "grad_norm_penalty",
