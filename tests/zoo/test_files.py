@@ -86,6 +86,7 @@ def test_idx_padded(tmp_path):
     write_idx(tmp_path)
     image = as_pixels(everything(ganzoo.data.open(str(tmp_path), size="8"))["image"])
     np.testing.assert_array_equal(image[:, 0, 1:6, 2:6], IMAGES)
+    assert ganzoo.data.open("stacked-digits", source=str(tmp_path), size=8, n=9).shape == (3, 8, 8)
     assert image.shape == (7, 1, 8, 8) and image.sum(dtype=int) == IMAGES.sum(dtype=int)
     said = f"the option size of {tmp_path} must be at least 5, as images are padded, not scaled, got 4."
     assert refusal(tmp_path, size=4) == said
