@@ -9,10 +9,14 @@ from .ops.attention import scaled_dot_product_attention  # noqa: E402
 from .ops.bias_act import activation_funcs, bias_act  # noqa: E402
 from .ops.clip_weights import clip_weights_  # noqa: E402
 from .ops.fast_double_backward import fast_double_backward, no_weight_gradients  # noqa: E402
+from .ops.fma import fma  # noqa: E402
 from .ops.gelu import gelu  # noqa: E402
 from .ops.grad_norm_penalty import grad_norm_penalty  # noqa: E402
+from .ops.grid_sample import grid_sample  # noqa: E402
 from .ops.group_norm import group_norm, layer_norm, rms_norm  # noqa: E402
 from .ops.interpolate import interpolate  # noqa: E402
+from .ops.minibatch_discrimination import minibatch_discrimination  # noqa: E402
+from .ops.minibatch_stddev import minibatch_stddev  # noqa: E402
 from .ops.penalties import (  # noqa: E402
     dragan_penalty,
     gradient_penalty,
@@ -33,12 +37,16 @@ __all__ = [
     "dragan_penalty",
     "fast_double_backward",
     "filter2d",
+    "fma",
     "gelu",
     "grad_norm_penalty",
     "gradient_penalty",
+    "grid_sample",
     "group_norm",
     "interpolate",
     "layer_norm",
+    "minibatch_discrimination",
+    "minibatch_stddev",
     "nn",
     "no_weight_gradients",
     "optim",

@@ -9,7 +9,11 @@ from .ops.clip_weights import reference as clip_weights_
 from .ops.gelu import reference as gelu
 from .ops.grad_norm_penalty import reference as grad_norm_penalty
 from .ops.group_norm import reference as group_norm
+from .ops.fma import reference as fma
+from .ops.grid_sample import reference as grid_sample
 from .ops.interpolate import reference as interpolate
+from .ops.minibatch_discrimination import reference as minibatch_discrimination
+from .ops.minibatch_stddev import reference as minibatch_stddev
 from .ops.optimizers import adam_reference as adam_
 from .ops.optimizers import rmsprop_reference as rmsprop_
 from .ops.pixel_norm import reference as pixel_norm
@@ -20,10 +24,14 @@ __all__ = [
     "adam_",
     "bias_act",
     "clip_weights_",
+    "fma",
     "gelu",
     "grad_norm_penalty",
+    "grid_sample",
     "group_norm",
     "interpolate",
+    "minibatch_discrimination",
+    "minibatch_stddev",
     "pixel_norm",
     "rmsprop_",
     "scaled_dot_product_attention",
