@@ -44,7 +44,7 @@ def toy_critic(width):
     )
 
 
-class ResidualBlock(nn.Module):
+class NormedBlock(nn.Module):
     """x + conv(relu(norm(conv(relu(norm(x)))))), with the mean over 2×2 pixels of both on the way down."""
 
     def __init__(self, channels, size, down, norm):
@@ -68,10 +68,10 @@ def resnet_critic(norm=layer_norm_of_images, width=128, size=32):
     """WGAN-GP's residual critic of 32×32 images (Gulrajani et al. 2017, appendix C), its first block a convolution."""
     return nn.Sequential(
         nn.Conv2d(3, width, 3, padding=1),
-        ResidualBlock(width, size, True, norm),
-        ResidualBlock(width, size // 2, True, norm),
-        ResidualBlock(width, size // 4, False, norm),
-        ResidualBlock(width, size // 4, False, norm),
+        NormedBlock(width, size, True, norm),
+        NormedBlock(width, size // 2, True, norm),
+        NormedBlock(width, size // 4, False, norm),
+        NormedBlock(width, size // 4, False, norm),
         nn.ReLU(),
         nn.AvgPool2d(size // 4),
         nn.Flatten(),

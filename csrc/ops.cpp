@@ -38,6 +38,7 @@ STABLE_TORCH_LIBRARY(gankernels, m) {
   m.def(
       "attention_bwd_bwd(Tensor grad_grad_q, Tensor grad_grad_k, Tensor grad_grad_v, Tensor grad, Tensor q, Tensor k,"
       " Tensor v, bool causal, float scale) -> (Tensor, Tensor, Tensor, Tensor)");
+
   // Statistics over the batch, for a discriminator
   m.def("minibatch_stddev(Tensor x, int group_size, int num_channels, float eps) -> Tensor");
   m.def("minibatch_stddev_bwd(Tensor grad, Tensor x, int group_size, int num_channels, float eps) -> Tensor");

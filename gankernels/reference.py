@@ -6,11 +6,11 @@ Each takes the op's own arguments, runs in any dtype on any device, and differen
 from .ops.attention import reference as scaled_dot_product_attention
 from .ops.bias_act import reference as bias_act
 from .ops.clip_weights import reference as clip_weights_
+from .ops.fma import reference as fma
 from .ops.gelu import reference as gelu
 from .ops.grad_norm_penalty import reference as grad_norm_penalty
-from .ops.group_norm import reference as group_norm
-from .ops.fma import reference as fma
 from .ops.grid_sample import reference as grid_sample
+from .ops.group_norm import reference as group_norm
 from .ops.interpolate import reference as interpolate
 from .ops.minibatch_discrimination import reference as minibatch_discrimination
 from .ops.minibatch_stddev import reference as minibatch_stddev

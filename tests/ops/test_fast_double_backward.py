@@ -187,7 +187,7 @@ class Operations(TorchDispatchMode):
         return super().__enter__()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func._opname not in ("view", "slice", "detach", "alias", "transpose"):
+        if func._opname not in ("view", "view_as", "flatten", "slice", "detach", "alias", "transpose"):
             self.names.append(func._opname)
         return func(*args, **(kwargs or {}))
 
