@@ -17,6 +17,7 @@ from .ops.penalties import (  # noqa: E402
     r2_penalty,
 )
 from .ops.pixel_norm import pixel_norm  # noqa: E402
+from .ops.regularized_scores import regularized_scores  # noqa: E402
 
 __version__ = "0.1.0"
 
@@ -35,4 +36,5 @@ __all__ = [
     "r1_penalty",
     "r2_penalty",
     "reference",
+    "regularized_scores",
 ]
