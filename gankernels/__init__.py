@@ -6,6 +6,7 @@ _load_library()
 
 from . import nn, optim, reference  # noqa: E402
 from .ops.clip_weights import clip_weights_  # noqa: E402
+from .ops.explain import explain  # noqa: E402
 from .ops.fast_double_backward import fast_double_backward, no_weight_gradients  # noqa: E402
 from .ops.grad_norm_penalty import grad_norm_penalty  # noqa: E402
 from .ops.interpolate import interpolate  # noqa: E402
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "clip_weights_",
     "dragan_penalty",
+    "explain",
     "fast_double_backward",
     "grad_norm_penalty",
     "gradient_penalty",

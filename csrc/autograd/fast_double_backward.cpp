@@ -55,6 +55,11 @@ struct Convolution : torch::CustomClassHolder {
     for (int64_t i = 2; i < g.dim(); ++i) dims.push_back(i);
     return g.sum(dims);
   }
+  Tensor bias_gradient(const Tensor& g, const Tensor& row_weights) const {
+    std::vector<int64_t> dims;
+    for (int64_t i = 2; i < g.dim(); ++i) dims.push_back(i);
+    return at::mv((dims.empty() ? g : g.sum(dims)).t(), row_weights);
+  }
 };
 
 struct Linear : torch::CustomClassHolder {
@@ -69,6 +74,11 @@ struct Linear : torch::CustomClassHolder {
     return {gx, gw, gb};
   }
   Tensor bias_gradient(const Tensor& g) const { return g.reshape({-1, g.size(-1)}).sum(0); }
+  Tensor bias_gradient(const Tensor& g, const Tensor& row_weights) const {
+    std::vector<int64_t> dims;
+    for (int64_t i = 1; i < g.dim() - 1; ++i) dims.push_back(i);
+    return at::mv((dims.empty() ? g : g.sum(dims)).t(), row_weights);
+  }
 };
 
 bool wants_weights() { return weight_gradients_disabled.load(std::memory_order_relaxed) == 0; }
@@ -159,7 +169,7 @@ struct ProductInput : ProductBase<P> {
     // data-parallel reducers count on that .grad.
     if (this->wants(2)) {
       if (folds)
-        gb = this->product->bias_gradient(g * fold->rows(g));
+        gb = this->product->bias_gradient(g, fold->rows(g).reshape({-1}));
       else if (this->wants(0))
         gb = at::zeros_like(b);
     }
@@ -478,6 +488,7 @@ TORCH_LIBRARY_FRAGMENT(gankernels, m) {
   m.def("fast_adaptive_avg_pool2d(Tensor input, int[] size) -> Tensor", adaptive_avg_pool2d);
   m.def("fast_reflection_pad(Tensor input, int[] padding) -> Tensor", reflection_pad);
   m.def("fast_replication_pad(Tensor input, int[] padding) -> Tensor", replication_pad);
+  declare_keeps_rows(c10::demangle(typeid(torch::autograd::CppNode<LocalInplace>).name()));  // its maps are pointwise
   m.def("leaf(Tensor(a) input) -> Tensor(a)", leaf);
   m.def("disable_weight_gradients(int change) -> ()", disable_weight_gradients);
   m.def("autograd_built_for() -> str", []() { return std::string(GANKERNELS_BUILT_FOR); });

@@ -183,6 +183,22 @@ std::tuple<Tensor, Tensor, Tensor> regularize(const Tensor& score, const Tensor&
   return {scores, value, norms};
 }
 
+// For gk.explain: of each node between x and score its name, its number (they count up in the order of the forward pass), and why the
+// fold cannot pass it (empty when it can); last, the same of the score.
+std::tuple<std::vector<std::string>, std::vector<int64_t>, std::vector<std::string>> examine_critic(const Tensor& score,
+                                                                                                   const Tensor& x) {
+  const Critic critic = examine(score, x);
+  std::vector<std::string> names, why_not;
+  std::vector<int64_t> numbers;
+  for (const Step& step : critic.steps) {
+    names.push_back(step.node->name());
+    numbers.push_back(int64_t(step.node->sequence_nr()));
+    why_not.push_back(step.why_not);
+  }
+  why_not.push_back(critic.why_not);
+  return {names, numbers, why_not};
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor> penalty_of(const Tensor& grads, const Penalty& penalty) {
@@ -217,4 +233,6 @@ TORCH_LIBRARY_FRAGMENT(gankernels, m) {
       "regularize(Tensor score, Tensor input, float weight, float target, bool one_sided, bool fold, str op) "
       "-> (Tensor, Tensor, Tensor)",
       gk::regularize);
+  m.def("examine_critic(Tensor score, Tensor input) -> (str[], int[], str[])", gk::examine_critic);
+  m.def("declare_keeps_rows(str node_name) -> ()", [](std::string_view name) { gk::declare_keeps_rows(std::string(name)); });
 }
