@@ -5,9 +5,10 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <c10/util/Type.h>
 #include <torch/library.h>
 
-#include "nodes.h"
+#include "fold.h"
 
 namespace {
 
@@ -184,6 +185,7 @@ Tensor fast_layer_norm(const Tensor& x_, const Parameter& w, const Parameter& b,
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(gankernels, m) {
+  declare_keeps_rows(c10::demangle(typeid(torch::autograd::CppNode<NormNode>).name()));
   m.def("fast_group_norm(Tensor input, Tensor? weight, Tensor? bias, int groups, float eps) -> Tensor", fast_group_norm);
   m.def("fast_layer_norm(Tensor input, Tensor? weight, Tensor? bias, int[] shape, float eps, bool centre) -> Tensor",
         fast_layer_norm);

@@ -195,8 +195,10 @@ for _dimensions, _max_pools, _avg in (
 @_route(F.adaptive_avg_pool2d)
 def _adaptive_avg_pool2d(input, output_size):
     size = _tuple(output_size, 2)
-    if input.dim() != 4 or None in size or size == [1, 1]:  # stock's global pooling is a mean: nothing to gain
+    if input.dim() != 4 or None in size:
         return NotImplemented
+    if size == [1, 1]:  # as stock does it, without its as_strided of the result, in which a reader of the graph sees no rows
+        return input.mean((2, 3), keepdim=True)
     return _op.fast_adaptive_avg_pool2d.default(input, size)
 
 
@@ -244,14 +246,14 @@ def _group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabl
 
 @_route(F.layer_norm, torch.layer_norm)
 def _layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
-    if not _kernels(input):
+    if not _kernels(input) or len(normalized_shape) == input.dim():
         return NotImplemented
     return _op.fast_layer_norm.default(input, weight, bias, list(normalized_shape), eps, True)
 
 
 @_route(F.rms_norm, torch.rms_norm)
 def _rms_norm(input, normalized_shape, weight=None, eps=None):
-    if not _kernels(input):
+    if not _kernels(input) or len(normalized_shape) == input.dim():
         return NotImplemented
     eps = torch.finfo(input.dtype).eps if eps is None else eps
     return _op.fast_layer_norm.default(input, weight, None, list(normalized_shape), eps, False)
@@ -331,6 +333,11 @@ def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False
     if torch.is_autocast_enabled(device):
         query, key, value = (t.to(torch.get_autocast_dtype(device)) for t in (query, key, value))
     return attend(query, key, value, is_causal, scale)
+
+
+# Their samples, or heads, do not see each other: loss and penalty can share a backward through them.
+for _name in ("attention", "bias_act", "gelu"):
+    _op.declare_keeps_rows(f"GeneratedBackwardFor_gankernels_{_name}_defaultBackward")
 
 
 def _kernels(x):

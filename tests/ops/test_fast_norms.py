@@ -42,7 +42,6 @@ LAYERS = {
     "layer_norm_no_bias": (nn.LayerNorm(IMAGE[2:], bias=False), IMAGE),
     "layer_norm_features": (nn.LayerNorm(5), IMAGE),
     "layer_norm_plain": (nn.LayerNorm(SEQUENCE[1:], elementwise_affine=False), SEQUENCE),
-    "layer_norm_vector": (nn.LayerNorm(6), (6,)),
     "rms_norm": (nn.RMSNorm(5), IMAGE),
     "rms_norm_images": (nn.RMSNorm(IMAGE[1:], eps=0.1), IMAGE),
     "instance_norm1d": (nn.InstanceNorm1d(4, affine=True), SEQUENCE),
@@ -245,6 +244,7 @@ def test_left_to_stock():
         nn.BatchNorm2d(4)(x)
         nn.InstanceNorm2d(4, track_running_stats=True)(x)
         F.layer_norm(x[:0], (5,))
+        F.layer_norm(x, x.shape)  # over the batch too
         F.scaled_dot_product_attention(x, x, x, attn_mask=torch.ones(6, 6, dtype=torch.bool))
         F.softplus(x, beta=2), F.elu(x, 0.5), torch.tanh(x[0, 0, 0]), F.silu(x * 1, inplace=True)
     assert not calls.calls
