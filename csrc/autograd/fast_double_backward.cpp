@@ -28,6 +28,19 @@ using torch::autograd::Function;
 // and the derivatives of the three maps are the three maps again.
 // ---------------------------------------------------------------------------------------------------------------------
 
+Tensor channel_sums(const Tensor& g) {
+  std::vector<int64_t> dims{0};
+  for (int64_t i = 2; i < g.dim(); ++i) dims.push_back(i);
+  return g.sum(dims);
+}
+
+// Each sample times its weight.
+Tensor channel_sums(const Tensor& g, const Tensor& row_weights) {
+  std::vector<int64_t> dims;
+  for (int64_t i = 2; i < g.dim(); ++i) dims.push_back(i);
+  return at::mv((dims.empty() ? g : g.sum(dims)).t(), row_weights);
+}
+
 struct Convolution : torch::CustomClassHolder {
   static constexpr auto name = "gankernels::Convolution";
   std::vector<int64_t> stride, padding, dilation, output_padding;
@@ -45,16 +58,8 @@ struct Convolution : torch::CustomClassHolder {
     if (mask[2]) bias_sizes = at::OptionalIntArrayRef(IntArrayRef(channels));
     return at::convolution_backward(g, x, w, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, mask);
   }
-  Tensor bias_gradient(const Tensor& g) const {
-    std::vector<int64_t> dims{0};
-    for (int64_t i = 2; i < g.dim(); ++i) dims.push_back(i);
-    return g.sum(dims);
-  }
-  Tensor bias_gradient(const Tensor& g, const Tensor& row_weights) const {
-    std::vector<int64_t> dims;
-    for (int64_t i = 2; i < g.dim(); ++i) dims.push_back(i);
-    return at::mv((dims.empty() ? g : g.sum(dims)).t(), row_weights);
-  }
+  Tensor bias_gradient(const Tensor& g) const { return channel_sums(g); }
+  Tensor bias_gradient(const Tensor& g, const Tensor& row_weights) const { return channel_sums(g, row_weights); }
 };
 
 struct Linear : torch::CustomClassHolder {
@@ -86,11 +91,8 @@ struct ChannelAffine : torch::CustomClassHolder {
                                               std::array<bool, 3> mask) const {
     return at::native_batch_norm_backward(g, x, w, at::zeros_like(w), at::ones_like(w), {}, {}, false, 0, mask);
   }
-  Tensor bias_gradient(const Tensor& g) const {
-    std::vector<int64_t> dims{0};
-    for (int64_t i = 2; i < g.dim(); ++i) dims.push_back(i);
-    return g.sum(dims);
-  }
+  Tensor bias_gradient(const Tensor& g) const { return channel_sums(g); }
+  Tensor bias_gradient(const Tensor& g, const Tensor& row_weights) const { return channel_sums(g, row_weights); }
 };
 
 // A product among autograd's nodes, with edges to what it multiplies.
