@@ -39,7 +39,13 @@ Betas = Annotated[
     tuple[float, float], Range(lambda pair: all(map(_is_decay, pair)), "two numbers, each at least 0 and below 1")
 ]
 
-_NOUNS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", tuple[str, ...]: "a list of texts"}
+_NOUNS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    tuple[str, ...]: "a list of texts",
+}
 
 
 def _has_type(value, kind):

@@ -63,7 +63,9 @@ def save_curves(path, records, title):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = [name for name in dict.fromkeys(name for record in records for name in record) if name not in ("step", "seconds")]
+    names = [
+        name for name in dict.fromkeys(name for record in records for name in record) if name not in ("step", "seconds")
+    ]
     losses = [name for name in names if name.endswith("_loss")]
     panels = [losses] + [[name] for name in names if name not in losses]
     figure = Figure(figsize=(8, 2.6 * len(panels)), layout="constrained")

@@ -105,7 +105,10 @@ def test_an_unrolled_discriminator_is_where_its_optimiser_would_take_it(optimize
 
 
 def test_unrolling_adds_the_term_that_copy_step_restore_lacks():
-    flat, full = (Trainer(Toy(change={"generator": change}, lr=0.1), points()) for change in ({}, {"unroll": {"discriminator": 5}}))
+    flat, full = (
+        Trainer(Toy(change={"generator": change}, lr=0.1), points())
+        for change in ({}, {"unroll": {"discriminator": 5}})
+    )
     assert not torch.allclose(gradients(flat, "generator")[0], gradients(full, "generator")[0], rtol=1e-2)
 
 

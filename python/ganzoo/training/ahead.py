@@ -19,7 +19,9 @@ def unrolled(networks, player, optimizer, names, params, count, draw, ops):
         raise Error(f"a player to unroll must have Adam, RMSprop or SGD, got {type(optimizer).__name__}.")
     step, group = _STEPS[type(optimizer).__name__], optimizer.param_groups[0]
     weights = [param.detach().requires_grad_() for param in params]
-    states = [{key: torch.as_tensor(value).clone() for key, value in optimizer.state.get(p, {}).items()} for p in params]
+    states = [
+        {key: torch.as_tensor(value).clone() for key, value in optimizer.state.get(p, {}).items()} for p in params
+    ]
     for _ in range(count):
         loss, _ = functional_call(networks, dict(zip(names, weights)), (player.loss, draw, ops))
         slopes = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
@@ -38,7 +40,9 @@ def _adam(weight, slope, state, group):
     slope = slope + group["weight_decay"] * weight
     state["exp_avg"] = beta1 * state.get("exp_avg", 0) + (1 - beta1) * slope
     state["exp_avg_sq"] = beta2 * state.get("exp_avg_sq", 0) + (1 - beta2) * slope.square()
-    mean, square = (state[key] / (1 - beta ** state["step"]) for key, beta in (("exp_avg", beta1), ("exp_avg_sq", beta2)))
+    mean, square = (
+        state[key] / (1 - beta ** state["step"]) for key, beta in (("exp_avg", beta1), ("exp_avg_sq", beta2))
+    )
     return weight - group["lr"] * mean / ((square + TINY).sqrt() + group["eps"])
 
 

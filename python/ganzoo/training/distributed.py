@@ -53,7 +53,9 @@ def average(tensors):
         flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
         dist.all_reduce(flat)
         flat /= size()
-        torch._foreach_copy_(tensors, [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in tensors]), tensors)])
+        torch._foreach_copy_(
+            tensors, [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in tensors]), tensors)]
+        )
 
 
 def mean(values):
@@ -133,5 +135,13 @@ def with_whole_batch_norms(networks):
 
 def lost(error):
     """Whether a RuntimeError says that another process is gone."""
-    signs = ("Connection closed by peer", "Connection reset", "Broken pipe", "NCCL", "Timed out waiting", "connectPair", "gloo")
+    signs = (
+        "Connection closed by peer",
+        "Connection reset",
+        "Broken pipe",
+        "NCCL",
+        "Timed out waiting",
+        "connectPair",
+        "gloo",
+    )
     return size() > 1 and any(sign in str(error) for sign in signs)

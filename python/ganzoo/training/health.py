@@ -57,7 +57,9 @@ class Health:
 def alarms(trainer, images):
     """Sentences on what is wrong with a training by the look of images that it has drawn, in order of labels; mostly none."""
     said = []
-    batch = next(iter(trainer.sources.values())).fetch(torch.arange(len(images)) % len(next(iter(trainer.sources.values()))))
+    batch = next(iter(trainer.sources.values())).fetch(
+        torch.arange(len(images)) % len(next(iter(trainer.sources.values())))
+    )
     real = batch.get("image")
     if real is None or real.shape != images.shape:
         return said
@@ -65,7 +67,9 @@ def alarms(trainer, images):
     if ratio < ALIKE:
         said.append(f"the samples are nearly alike: they differ by {ratio:.1%} of what real ones differ by")
     if trainer.variant.adversary:
-        labels = torch.arange(len(images), device=images.device) % trainer.data.classes if trainer.data.classes else None
+        labels = (
+            torch.arange(len(images), device=images.device) % trainer.data.classes if trainer.data.classes else None
+        )
         network = getattr(trainer.networks, trainer.variant.adversary)
         network.eval()
         scores = [

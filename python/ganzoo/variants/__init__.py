@@ -1,7 +1,17 @@
 """The GANs, one paper a file, each registered by name when this package is imported."""
 
 from ganzoo.variants import gan, sngan, wgan, wgan_gp
-from ganzoo.variants.base import DataInfo, Networks, Player, Regularizer, Variant, create, list_variants, register, variant_class
+from ganzoo.variants.base import (
+    DataInfo,
+    Networks,
+    Player,
+    Regularizer,
+    Variant,
+    create,
+    list_variants,
+    register,
+    variant_class,
+)
 
 __all__ = [
     "DataInfo",
