@@ -16,6 +16,10 @@ STABLE_TORCH_LIBRARY(gankernels, m) {
   m.def("pixel_norm_bwd(Tensor grad, Tensor x, float eps) -> Tensor");
   m.def("pixel_norm_bwd_bwd(Tensor grad_grad, Tensor grad, Tensor x, float eps) -> (Tensor, Tensor)");
 
+  // Resampling. Factors are [x, y], padding is [x0, x1, y0, y1].
+  m.def(
+      "upfirdn2d(Tensor x, Tensor f, int[] up, int[] down, int[] padding, bool flip_filter, float gain) -> Tensor");
+
   // Spectral normalisation of a group of layers. uv holds u and v of every layer in turn; `layers` names those a derivative is
   // asked for, and grads and results of the derivatives have one tensor for each of them.
   m.def(

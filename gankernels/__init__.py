@@ -17,13 +17,16 @@ from .ops.penalties import (  # noqa: E402
     r2_penalty,
 )
 from .ops.pixel_norm import pixel_norm  # noqa: E402
+from .ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d  # noqa: E402
 
 __version__ = "0.1.0"
 
 __all__ = [
     "clip_weights_",
+    "downsample2d",
     "dragan_penalty",
     "fast_double_backward",
+    "filter2d",
     "grad_norm_penalty",
     "gradient_penalty",
     "interpolate",
@@ -35,4 +38,7 @@ __all__ = [
     "r1_penalty",
     "r2_penalty",
     "reference",
+    "setup_filter",
+    "upfirdn2d",
+    "upsample2d",
 ]

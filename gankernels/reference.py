@@ -10,5 +10,6 @@ from .ops.optimizers import adam_reference as adam_
 from .ops.optimizers import rmsprop_reference as rmsprop_
 from .ops.pixel_norm import reference as pixel_norm
 from .ops.spectral_norm import reference as spectral_norm
+from .ops.upfirdn2d import reference as upfirdn2d
 
-__all__ = ["adam_", "clip_weights_", "grad_norm_penalty", "interpolate", "pixel_norm", "rmsprop_", "spectral_norm"]
+__all__ = ["adam_", "clip_weights_", "grad_norm_penalty", "interpolate", "pixel_norm", "rmsprop_", "spectral_norm", "upfirdn2d"]

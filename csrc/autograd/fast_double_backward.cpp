@@ -8,36 +8,22 @@
 // These ops only rearrange stock kernels, so a call must cost what an aten call costs and a backward must know what this
 // backward asks for: they are C++ autograd functions in an ordinary extension (see docs in gankernels/ops/fast_double_backward.py).
 // They are CompositeImplicitAutograd: torch.compile, functionalization and fake tensors see through them to aten.
-#include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <atomic>
 
+#include "nodes.h"
+
 namespace {
 
-using at::IntArrayRef;
-using at::Tensor;
-using std::optional;
+using namespace gk;
 using torch::autograd::AutogradContext;
 using torch::autograd::Function;
-using torch::autograd::variable_list;
 
 template <class State>
 using StatePtr = c10::intrusive_ptr<State>;
-
-template <class State>
-void keep(AutogradContext* ctx, const StatePtr<State>& state, const variable_list& saved) {
-  ctx->set_materialize_grads(false);
-  ctx->save_for_backward(saved);
-  ctx->saved_data["state"] = c10::IValue::make_capsule(state);
-}
-
-template <class State>
-StatePtr<State> kept(AutogradContext* ctx) {
-  return c10::static_intrusive_pointer_cast<State>(ctx->saved_data["state"].toCapsule());
-}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Products y = P(x, w) + b, linear in x and in w. With g the gradient at y:
@@ -48,6 +34,7 @@ StatePtr<State> kept(AutogradContext* ctx) {
 std::atomic<int> weight_gradients_disabled{0};
 
 struct Convolution : torch::CustomClassHolder {
+  static constexpr auto name = "gankernels::Convolution";
   std::vector<int64_t> stride, padding, dilation, output_padding;
   bool transposed;
   int64_t groups;
@@ -71,6 +58,7 @@ struct Convolution : torch::CustomClassHolder {
 };
 
 struct Linear : torch::CustomClassHolder {
+  static constexpr auto name = "gankernels::Linear";
   Tensor forward(const Tensor& x, const Tensor& w, const optional<Tensor>& b) const { return at::linear(x, w, b); }
   std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& g, const Tensor& x, const Tensor& w,
                                               std::array<bool, 3> mask) const {
@@ -83,90 +71,103 @@ struct Linear : torch::CustomClassHolder {
   Tensor bias_gradient(const Tensor& g) const { return g.reshape({-1, g.size(-1)}).sum(0); }
 };
 
+bool wants_weights() { return weight_gradients_disabled.load(std::memory_order_relaxed) == 0; }
+
+// A product among autograd's nodes, with edges to what it multiplies.
+template <class P>
+struct ProductBase : SavingNode {
+  StatePtr<P> product;
+  void keep(const StatePtr<P>& p, const variable_list& tensors) {
+    product = p;
+    save(tensors);
+  }
+};
+
+template <class P>
+struct Product;
 template <class P>
 struct ProductInput;
 template <class P>
 struct ProductWeight;
 
 template <class P>
-struct Product : Function<Product<P>> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& w, const optional<Tensor>& b,
-                        const StatePtr<P>& product) {
-    keep(ctx, product, {x, w, b.value_or(Tensor())});
-    return product->forward(x, w, b);
-  }
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+Tensor product_of(const Tensor& x, const Tensor& w, const Tensor& b, const StatePtr<P>& p) {
+  return record<Product<P>>({x, w, b}, [&] { return p->forward(x, w, b.defined() ? optional<Tensor>(b) : std::nullopt); },
+                            [&](auto& node, const Tensor&) { node.keep(p, {x, w, b}); });
+}
+
+// x is here for its shape
+template <class P>
+Tensor input_gradient(const Tensor& g, const Tensor& w, const Tensor& b, const Tensor& x, const StatePtr<P>& p) {
+  return record<ProductInput<P>>({g, w, b}, [&] { return std::get<0>(p->backward(g, x, w, {true, false, false})); },
+                                 [&](auto& node, const Tensor&) { node.keep(p, {g, w, b, x}); });
+}
+
+template <class P>
+Tensor weight_gradient(const Tensor& g, const Tensor& x, const Tensor& w, const StatePtr<P>& p) {
+  return record<ProductWeight<P>>({g, x}, [&] { return std::get<1>(p->backward(g, x, w, {false, true, false})); },
+                                  [&](auto& node, const Tensor&) { node.keep(p, {g, x, w}); });
+}
+
+template <class P>
+struct Product : ProductBase<P> {
+  std::string name() const override { return P::name; }
+  variable_list apply(variable_list&& grads) override {
     const Tensor& g = grads[0];
-    if (!g.defined()) return {Tensor(), Tensor(), Tensor(), Tensor()};
-    const auto saved = ctx->get_saved_variables();
-    const auto product = kept<P>(ctx);
-    const Tensor &x = saved[0], &w = saved[1], &b = saved[2];
-    const bool needs_x = ctx->needs_input_grad(0), needs_b = b.defined() && ctx->needs_input_grad(2);
-    const bool needs_w = ctx->needs_input_grad(1) && weight_gradients_disabled.load(std::memory_order_relaxed) == 0;
+    if (!g.defined()) return {Tensor(), Tensor(), Tensor()};
+    const Tensor x = this->unpack(0), w = this->unpack(1), b = this->unpack(2);
+    const bool needs_x = this->wants(0), needs_w = this->wants(1) && wants_weights(), needs_b = this->wants(2);
     Tensor gx, gw, gb;
     if (!at::GradMode::is_enabled()) {
-      std::tie(gx, gw, gb) = product->backward(g, x, w, {needs_x, needs_w, needs_b});
+      std::tie(gx, gw, gb) = this->product->backward(g, x, w, {needs_x, needs_w, needs_b});
     } else {
-      if (needs_x) gx = ProductInput<P>::apply(g, w, b.defined() ? optional<Tensor>(b) : std::nullopt, x.detach(), product);
-      if (needs_w) gw = ProductWeight<P>::apply(g, x, w.detach(), product);
-      if (needs_b) gb = product->bias_gradient(g);
+      if (needs_x) gx = input_gradient(g, w, b, x, this->product);
+      if (needs_w) gw = weight_gradient(g, x, w, this->product);
+      if (needs_b) gb = this->product->bias_gradient(g);
     }
-    return {gx, gw, gb, Tensor()};
+    return {gx, gw, gb};
   }
 };
 
 template <class P>
-struct ProductInput : Function<ProductInput<P>> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& g, const Tensor& w, const optional<Tensor>& b,
-                        const Tensor& x, const StatePtr<P>& product) {
-    keep(ctx, product, {g, w, b.value_or(Tensor()), x});
-    return std::get<0>(product->backward(g, x, w, {true, false, false}));
-  }
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+struct ProductInput : ProductBase<P> {
+  std::string name() const override { return std::string(P::name) + "Input"; }
+  variable_list apply(variable_list&& grads) override {
     const Tensor& v = grads[0];
-    if (!v.defined()) return {Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
-    const auto saved = ctx->get_saved_variables();
-    const auto product = kept<P>(ctx);
-    const Tensor &g = saved[0], &w = saved[1], &b = saved[2];
+    if (!v.defined()) return {Tensor(), Tensor(), Tensor()};
+    const Tensor g = this->unpack(0), w = this->unpack(1), b = this->unpack(2);
     Tensor gg, gw, gb;
-    if (ctx->needs_input_grad(0)) gg = Product<P>::apply(v, w, std::nullopt, product);
-    if (ctx->needs_input_grad(1) && weight_gradients_disabled.load(std::memory_order_relaxed) == 0)
-      gw = ProductWeight<P>::apply(g, v, w.detach(), product);
+    if (this->wants(0)) gg = product_of(v, w, Tensor(), this->product);
+    if (this->wants(1) && wants_weights()) gw = weight_gradient(g, v, w, this->product);
     // The bias does not enter. Zero rather than absent where stock has zeros, below another layer: optimisers and
     // data-parallel reducers count on that .grad.
-    if (b.defined() && ctx->needs_input_grad(2) && ctx->needs_input_grad(0)) gb = at::zeros_like(b);
-    return {gg, gw, gb, Tensor(), Tensor()};
+    if (this->wants(2) && this->wants(0)) gb = at::zeros_like(b);
+    return {gg, gw, gb};
   }
 };
 
 template <class P>
-struct ProductWeight : Function<ProductWeight<P>> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& g, const Tensor& x, const Tensor& w,
-                        const StatePtr<P>& product) {
-    keep(ctx, product, {g, x, w});
-    return std::get<1>(product->backward(g, x, w, {false, true, false}));
-  }
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
+struct ProductWeight : ProductBase<P> {
+  std::string name() const override { return std::string(P::name) + "Weight"; }
+  variable_list apply(variable_list&& grads) override {
     const Tensor& v = grads[0];
-    if (!v.defined()) return {Tensor(), Tensor(), Tensor(), Tensor()};
-    const auto saved = ctx->get_saved_variables();
-    const auto product = kept<P>(ctx);
-    const Tensor &g = saved[0], &x = saved[1];
+    if (!v.defined()) return {Tensor(), Tensor()};
+    const Tensor g = this->unpack(0), x = this->unpack(1);
     Tensor gg, gx;
-    if (ctx->needs_input_grad(0)) gg = Product<P>::apply(x, v, std::nullopt, product);
-    if (ctx->needs_input_grad(1)) gx = ProductInput<P>::apply(g, v, std::nullopt, x.detach(), product);
-    return {gg, gx, Tensor(), Tensor()};
+    if (this->wants(0)) gg = product_of(x, v, Tensor(), this->product);
+    if (this->wants(1)) gx = input_gradient(g, v, Tensor(), x, this->product);
+    return {gg, gx};
   }
 };
 
-// Function::forward runs below autograd, so autocast's casts are made, and recorded, before it.
+// A node computes below autograd, so autocast's casts are made, and recorded, before it.
 template <class P>
 Tensor product(const Tensor& x, const Tensor& w, const optional<Tensor>& b, const StatePtr<P>& state) {
   const auto device = x.device().type();
-  if (!at::autocast::is_autocast_enabled(device)) return Product<P>::apply(x, w, b, state);
+  if (!at::autocast::is_autocast_enabled(device)) return product_of(x, w, b.value_or(Tensor()), state);
   const auto dtype = at::autocast::get_autocast_dtype(device);
   const auto cast = [&](const Tensor& t) { return at::autocast::cached_cast(dtype, t, device); };
-  return Product<P>::apply(cast(x), cast(w), b ? optional<Tensor>(cast(*b)) : std::nullopt, state);
+  return product_of(cast(x), cast(w), b ? cast(*b) : Tensor(), state);
 }
 
 std::vector<int64_t> per_dimension(IntArrayRef values, int64_t dimensions) {
@@ -205,45 +206,63 @@ struct LocalMap : torch::CustomClassHolder {
   virtual Tensor push(const Tensor& v, const variable_list& saved) const { return pull(v, saved); }  // diagonal maps
 };
 
-// The Jacobian of a local map as a pair of nodes, each the other's derivative. `saved` travels inside a struct so that
-// autograd draws no edge to it.
-struct Jacobian {
+// The Jacobian of a local map as a pair of nodes, each the other's derivative.
+template <bool transpose>
+struct LinearPass : SavingNode {
   StatePtr<LocalMap> map;
-  variable_list saved;
+  static Tensor of(const Tensor& t, const StatePtr<LocalMap>& map, const variable_list& saved) {
+    return record<LinearPass>({t}, [&] { return transpose ? map->pull(t, saved) : map->push(t, saved); },
+                              [&](auto& node, const Tensor&) {
+                                node.map = map;
+                                node.save(saved);
+                              });
+  }
+  std::string name() const override { return transpose ? "gankernels::Pull" : "gankernels::Push"; }
+  variable_list apply(variable_list&& grads) override {
+    if (!grads[0].defined()) return {Tensor()};
+    variable_list tensors;
+    for (size_t i = 0; i < saved.size(); ++i) tensors.push_back(unpack(i));
+    return {LinearPass<!transpose>::of(grads[0], map, tensors)};
+  }
 };
 
-template <bool transpose>
-struct LinearPass : Function<LinearPass<transpose>> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& t, const Jacobian& jacobian) {
-    keep(ctx, jacobian.map, jacobian.saved);
-    return transpose ? jacobian.map->pull(t, jacobian.saved) : jacobian.map->push(t, jacobian.saved);
+struct Local : SavingNode {
+  StatePtr<LocalMap> map;
+  std::string name() const override { return "gankernels::Local"; }
+  variable_list apply(variable_list&& grads) override {
+    if (!grads[0].defined()) return {Tensor()};
+    variable_list tensors;
+    for (size_t i = 0; i < saved.size(); ++i) tensors.push_back(unpack(i));
+    return {LinearPass<true>::of(grads[0], map, tensors)};
+  }
+};
+
+// In place a torch::autograd::Function: it knows views and version counters.
+struct LocalInplace : Function<LocalInplace> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const StatePtr<LocalMap>& map) {
+    const variable_list result = map->value(x);
+    ctx->mark_dirty({x});
+    ctx->set_materialize_grads(false);
+    ctx->save_for_backward(variable_list(result.begin() + 1, result.end()));
+    ctx->saved_data["map"] = c10::IValue::make_capsule(map);
+    return x;
   }
   static variable_list backward(AutogradContext* ctx, variable_list grads) {
     if (!grads[0].defined()) return {Tensor(), Tensor()};
-    return {LinearPass<!transpose>::apply(grads[0], Jacobian{kept<LocalMap>(ctx), ctx->get_saved_variables()}), Tensor()};
-  }
-};
-
-struct Local : Function<Local> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const StatePtr<LocalMap>& map, bool inplace) {
-    variable_list result = map->value(x);
-    Tensor y = result[0];
-    if (inplace) ctx->mark_dirty({y});
-    keep(ctx, map, variable_list(result.begin() + 1, result.end()));
-    return y;
-  }
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    if (!grads[0].defined()) return {Tensor(), Tensor(), Tensor()};
-    const Jacobian jacobian{kept<LocalMap>(ctx), ctx->get_saved_variables()};
-    Tensor gx = at::GradMode::is_enabled() ? LinearPass<true>::apply(grads[0], jacobian)
-                                           : jacobian.map->pull(grads[0], jacobian.saved);
-    return {gx, Tensor(), Tensor()};
+    const auto map = c10::static_intrusive_pointer_cast<LocalMap>(ctx->saved_data["map"].toCapsule());
+    return {LinearPass<true>::of(grads[0], map, ctx->get_saved_variables()), Tensor()};
   }
 };
 
 template <class Map, class... Arguments>
 Tensor local(const Tensor& x, Arguments... arguments) {
-  return Local::apply(x, StatePtr<LocalMap>(c10::make_intrusive<Map>(arguments...)), false);
+  const StatePtr<LocalMap> map = c10::make_intrusive<Map>(arguments...);
+  variable_list result;
+  return record<Local>({x}, [&] { return (result = map->value(x))[0]; },
+                       [&](auto& node, const Tensor& y) {
+                         node.map = map;
+                         node.save(variable_list(result.begin() + 1, result.end()), y);
+                       });
 }
 
 // Activations keep their output where it tells the sign: the next layer keeps it anyway, so the input can be freed.
@@ -378,7 +397,7 @@ Tensor leaky_relu(const Tensor& x, double slope) { return local<LeakyReLU>(x, sl
 
 Tensor leaky_relu_(Tensor x, double slope) {
   TORCH_CHECK(slope >= 0, "gankernels.fast_leaky_relu_: in place, the slope must be >= 0, got ", slope);
-  return Local::apply(x, StatePtr<LocalMap>(c10::make_intrusive<LeakyReLU>(slope, true)), true);
+  return LocalInplace::apply(x, StatePtr<LocalMap>(c10::make_intrusive<LeakyReLU>(slope, true)));
 }
 
 Tensor hardtanh(const Tensor& x, double low, double high) { return local<Hardtanh>(x, low, high); }

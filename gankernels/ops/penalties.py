@@ -1,7 +1,8 @@
 """Gradient penalties of a critic that is any callable in plain PyTorch.
 
-Each differentiates the critic's score at some points under `fast_double_backward`, asks for the gradient in the points alone, and
-reduces its norms with `grad_norm_penalty`: four passes of the critic in all (see fast_double_backward.py).
+Each runs the critic under `fast_double_backward`, asks for the score's gradient in the points alone, and reduces its norms with the
+kernels of `grad_norm_penalty`: four passes of the critic in all (see fast_double_backward.py). Gradient, norms and their derivatives are
+one C++ call (csrc/autograd/penalty.cpp), since a small critic is bound by the calls.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import torch
 
 from .._checks import check_batch, check_like, check_number, shape
 from .fast_double_backward import fast_double_backward
-from .grad_norm_penalty import grad_norm_penalty
 from .interpolate import interpolate
 
+_op = torch.ops.gankernels
 _COMPILED = (
     "compile the whole step instead, penalty included, with torch._dynamo.config.trace_autograd_ops = True, or pass the "
     "uncompiled critic"
@@ -61,12 +62,12 @@ def _compiled_between(score: torch.Tensor, x: torch.Tensor) -> bool:
     )
 
 
-def _input_gradient(op, critic, x, critic_args, critic_kwargs, output) -> torch.Tensor:
-    """d sum(score) / d x with the graph that a penalty differentiates again."""
+def _differentiable_score(op, critic, x, critic_args, critic_kwargs, output) -> tuple[torch.Tensor, torch.Tensor]:
+    """The critic's score and the points it is to be differentiated at."""
     if not torch.is_grad_enabled():
         raise RuntimeError(f"gankernels.{op}: gradients must be enabled, and this runs under torch.no_grad().")
     if not x.requires_grad:
-        x = torch.ops.gankernels.leaf(x)
+        x = _op.leaf(x)
     with fast_double_backward():
         outputs = critic(x, *critic_args, **(critic_kwargs or {}))
     score = _score(op, outputs, output)
@@ -81,13 +82,7 @@ def _input_gradient(op, critic, x, critic_args, critic_kwargs, output) -> torch.
             f"gankernels.{op}: a compiled critic cannot be differentiated twice, so its penalty would have no gradient; "
             f"{_COMPILED}."
         )
-    (grads,) = torch.autograd.grad(score.sum(), x, create_graph=True, allow_unused=True)
-    if grads is None:
-        raise RuntimeError(
-            f"gankernels.{op}: the critic's score must depend on its input, and its gradient there is absent: look for detach, "
-            ".data or an input that is not used."
-        )
-    return grads
+    return score, x
 
 
 def _points(op: str, name: str, points: torch.Tensor) -> torch.Tensor:
@@ -96,9 +91,8 @@ def _points(op: str, name: str, points: torch.Tensor) -> torch.Tensor:
 
 
 def _penalise(op, critic, x, weight, target, one_sided, critic_args, critic_kwargs, output, return_norms):
-    grads = _input_gradient(op, critic, x, critic_args, critic_kwargs, output)
-    penalty, norms = grad_norm_penalty(grads, target, one_sided)
-    penalty = weight * penalty
+    score, x = _differentiable_score(op, critic, x, critic_args, critic_kwargs, output)
+    penalty, norms = _op.input_gradient_penalty(score, x, weight, target, one_sided, op)
     return (penalty, norms) if return_norms else penalty
 
 
@@ -309,7 +303,10 @@ def path_length_penalty(
             y = noise
         return (images * y).flatten(1).sum(1)
 
-    grads = _input_gradient(op, projected, w if w.requires_grad else w.detach(), synthesis_args, synthesis_kwargs, None)
+    score, w = _differentiable_score(
+        op, projected, w if w.requires_grad else w.detach(), synthesis_args, synthesis_kwargs, None
+    )
+    (grads,) = torch.autograd.grad(score.sum(), w, create_graph=True, allow_unused=True)
     lengths = grads.float() if grads.dtype in (torch.float16, torch.bfloat16) else grads
     lengths = lengths.square().sum(-1)
     lengths = (lengths.mean(1) if w.dim() == 3 else lengths).sqrt()

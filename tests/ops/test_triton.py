@@ -13,7 +13,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from gankernels._triton import BLOCK  # noqa: E402
-from tests.ops.specs import KERNELS  # noqa: E402
+from tests.ops.specs import INT, KERNELS  # noqa: E402
 
 ARCHITECTURES = (80, 90, 100)
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -32,14 +32,18 @@ def test_interpreted_in_a_process_of_its_own():
     assert run.returncode == 0 and " passed" in run.stdout, run.stdout[-4000:] + run.stderr[-2000:]
 
 
-@pytest.mark.parametrize("capability", ARCHITECTURES)
-@pytest.mark.parametrize("pointer", (F, B, D))
+# every architecture and dtype with 32-bit sizes, and the sizes of tensors of more than 2^31 elements once
+COMPILED = [(pointer, capability, INT) for pointer in (F, B, D) for capability in ARCHITECTURES] + [(F, 90, "i64")]
+
+
+@pytest.mark.parametrize(("pointer", "capability", "integer"), COMPILED)
 @pytest.mark.parametrize("name", KERNELS)
-def test_compiles_ahead_of_time(name, pointer, capability, tmp_path):
+def test_compiles_ahead_of_time(name, pointer, capability, integer, tmp_path):
     kernel = KERNELS[name].kernel
     constants = {**KERNELS[name].constants, "BLOCK": BLOCK}
     arguments = [n for n in kernel.arg_names if n not in constants]
-    signature = dict(zip(arguments, KERNELS[name].arguments(pointer, D if pointer == D else F), strict=True))
+    types = [integer if t == INT else t for t in KERNELS[name].arguments(pointer, D if pointer == D else F)]
+    signature = dict(zip(arguments, types, strict=True))
     signature.update({n: "constexpr" for n in constants})
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if n in arguments}
     compiled = triton.compile(

@@ -8,7 +8,7 @@ KERNELS    Triton kernels by name; they are compiled ahead of time
 from importlib import import_module
 from pkgutil import iter_modules
 
-from .spec import TOLERANCE, Kernel, Spec
+from .spec import INT, TOLERANCE, Kernel, Spec
 
 SPECS: list[Spec] = []
 LAUNCHERS: dict = {}
@@ -19,4 +19,4 @@ for _module in sorted(module.name for module in iter_modules(__path__) if module
     LAUNCHERS |= getattr(_family, "LAUNCHERS", {})
     KERNELS |= getattr(_family, "KERNELS", {})
 
-__all__ = ["KERNELS", "LAUNCHERS", "SPECS", "TOLERANCE", "Kernel", "Spec"]
+__all__ = ["INT", "KERNELS", "LAUNCHERS", "SPECS", "TOLERANCE", "Kernel", "Spec"]

@@ -1,0 +1,79 @@
+// Autograd nodes written as PyTorch's own generated ones are: the saved tensors are members, and nothing is boxed. Half the cost of a
+// torch::autograd::Function, which for small layers is most of what a layer costs.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <ATen/FuncTorchTLS.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+
+#include <type_traits>
+
+namespace gk {
+
+using at::IntArrayRef;
+using at::Tensor;
+using std::optional;
+using torch::autograd::Edge;
+using torch::autograd::Node;
+using torch::autograd::SavedVariable;
+using torch::autograd::variable_list;
+
+// std::shared_ptr or, in newer PyTorch, c10::intrusive_ptr
+using NodePtr = decltype(Edge::function);
+
+template <class N>
+auto make_node() {
+  if constexpr (std::is_same_v<NodePtr, std::shared_ptr<Node>>) {
+    return std::make_shared<N>();
+  } else {
+    return c10::make_intrusive<N>();
+  }
+}
+
+// A node and the tensors it saved. `output` is the one among them that the node itself made: saved without a cycle.
+struct SavingNode : Node {
+  std::vector<SavedVariable> saved;
+
+  void save(const variable_list& tensors, const Tensor& output = {}) {
+    saved.reserve(tensors.size());
+    for (const Tensor& t : tensors) saved.emplace_back(t, output.defined() && t.is_same(output));
+  }
+  Tensor unpack(size_t i) { return saved[i].unpack(getptr()); }
+  void release_variables() override {
+    for (auto& s : saved) s.reset_data();
+  }
+  bool wants(size_t i) const { return next_edge(i).is_valid() && task_should_compute_output(i); }
+};
+
+inline void refuse_other_autograds(std::initializer_list<Tensor> inputs) {
+  if (const auto& tls = at::functorch::functorchTLSAccessor()) tls->checkSupportsCppAutogradFunction();
+  for (const Tensor& t : inputs)
+    TORCH_CHECK(!torch::autograd::isFwGradDefined(t), "gankernels: forward-mode derivatives are not implemented.");
+}
+
+// Runs compute() below autograd; where one of `inputs` needs a gradient, records it as an N with an edge to each (fill(node, y)).
+template <class N, class Compute, class Fill>
+Tensor record(std::initializer_list<Tensor> inputs, const Compute& compute, const Fill& fill) {
+  refuse_other_autograds(inputs);
+  const auto y = [&] {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return compute();
+  };
+  bool requires_grad = false;
+  if (at::GradMode::is_enabled())
+    for (const Tensor& t : inputs) requires_grad |= t.defined() && t.requires_grad();
+  if (!requires_grad) return y();
+  auto node = make_node<N>();
+  torch::autograd::edge_list edges;
+  edges.reserve(inputs.size());
+  for (const Tensor& t : inputs) edges.push_back(t.defined() ? torch::autograd::impl::gradient_edge(t) : Edge());
+  node->set_next_edges(std::move(edges));
+  Tensor result = y();
+  torch::autograd::set_history(result, node);
+  fill(*node, result);
+  return result;
+}
+
+}  // namespace gk
