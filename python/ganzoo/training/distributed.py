@@ -5,6 +5,7 @@ figures are averaged over the processes. All state is the same in each of them, 
 """
 
 import os
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -65,7 +66,9 @@ def mean(values):
         return values
     from torch.distributed.nn.functional import all_reduce
 
-    return all_reduce(values) / size()
+    with warnings.catch_warnings():  # its successor is differentiable only since PyTorch 2.13
+        warnings.simplefilter("ignore", FutureWarning)
+        return all_reduce(values) / size()
 
 
 def gather(values):

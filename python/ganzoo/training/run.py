@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import platform
+import signal
 import time
 from dataclasses import dataclass
 from importlib import metadata
@@ -197,17 +198,27 @@ def _new_folder(options, variant):
     raise Error(f"{options.runs} has 999 runs named {name}.")
 
 
+class _Stopped(Exception):
+    """SIGTERM, which torchrun sends to the processes that are left when one has died, and batch systems before they kill."""
+
+
 def _carry_out(folder, trainer, options):
+    def stop(*_):
+        raise _Stopped
+
+    before = signal.signal(signal.SIGTERM, stop)
     try:
         seconds = _train(folder, trainer, options)
         judged = _judged_samples(trainer) if options.data == "digits" else None
-    except RuntimeError as error:
-        if not distributed.lost(error):
+    except (_Stopped, RuntimeError) as error:
+        if not (isinstance(error, _Stopped) or distributed.lost(error)):
             raise
+        cause = "another process of the run ended" if distributed.size() > 1 else "the run was told to stop"
         raise Error(
-            f"another process of the run ended, at step {trainer.steps}; `ganzoo resume {folder}` goes on from the last "
-            "checkpoint."
+            f"{cause}, at step {trainer.steps}; `ganzoo resume {folder}` goes on from the last checkpoint."
         ) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if distributed.rank() == 0:
         _sum_up(folder, trainer, options, seconds, judged)
     distributed.leave()
