@@ -8,8 +8,12 @@ from . import nn, optim, reference  # noqa: E402
 from .ops.bias_act import activation_funcs, bias_act  # noqa: E402
 from .ops.clip_weights import clip_weights_  # noqa: E402
 from .ops.fast_double_backward import fast_double_backward, no_weight_gradients  # noqa: E402
+from .ops.fma import fma  # noqa: E402
 from .ops.grad_norm_penalty import grad_norm_penalty  # noqa: E402
+from .ops.grid_sample import grid_sample  # noqa: E402
 from .ops.interpolate import interpolate  # noqa: E402
+from .ops.minibatch_discrimination import minibatch_discrimination  # noqa: E402
+from .ops.minibatch_stddev import minibatch_stddev  # noqa: E402
 from .ops.penalties import (  # noqa: E402
     dragan_penalty,
     gradient_penalty,
@@ -29,10 +33,14 @@ __all__ = [
     "downsample2d",
     "dragan_penalty",
     "fast_double_backward",
+    "fma",
     "filter2d",
     "grad_norm_penalty",
     "gradient_penalty",
+    "grid_sample",
     "interpolate",
+    "minibatch_discrimination",
+    "minibatch_stddev",
     "nn",
     "no_weight_gradients",
     "optim",

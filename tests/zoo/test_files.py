@@ -82,6 +82,16 @@ def test_idx_in_raw_and_without_labels(tmp_path):
     assert data.classes is None and list(everything(data)) == ["image"]
 
 
+def test_idx_padded(tmp_path):
+    write_idx(tmp_path)
+    image = as_pixels(everything(ganzoo.data.open(str(tmp_path), size="8"))["image"])
+    np.testing.assert_array_equal(image[:, 0, 1:6, 2:6], IMAGES)
+    assert ganzoo.data.open("stacked-digits", source=str(tmp_path), size=8, n=9).shape == (3, 8, 8)
+    assert image.shape == (7, 1, 8, 8) and image.sum(dtype=int) == IMAGES.sum(dtype=int)
+    said = f"the option size of {tmp_path} must be at least 5, as images are padded, not scaled, got 4."
+    assert refusal(tmp_path, size=4) == said
+
+
 def test_stacked_digits_of_idx_files(tmp_path):
     write_idx(tmp_path)
     batch = everything(ganzoo.data.open("stacked-digits", source=str(tmp_path), n=50))
