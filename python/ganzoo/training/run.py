@@ -30,6 +30,8 @@ from ganzoo.variants.base import create
 LOG_EVERY = 10
 GRID, POINTS = 64, 1000
 GRID_SEED = 0
+CURVES_EVERY = 10
+"""Seconds between drawings of the curves, which take a third of one."""
 JUDGED = 1000
 
 README = """This folder is a run of ganzoo: {variant} on {data}, started with
@@ -226,7 +228,7 @@ def _carry_out(folder, trainer, options):
 
 def _train(folder, trainer, options):
     """All steps that are left. Returns the seconds of training."""
-    first, last, health = distributed.rank() == 0, trainer.variant.steps, Health()
+    first, last, health, drawn = distributed.rank() == 0, trainer.variant.steps, Health(), 0.0
     with Saver(folder) as saver, _monitor(folder, trainer, options, first) as monitor:
         while trainer.steps < last:
             health.note(trainer.steps + 1, trainer.step())
@@ -243,10 +245,14 @@ def _train(folder, trainer, options):
             monitor.advance(trainer.steps)
             if save:
                 images = trainer.sample(GRID if len(trainer.data.shape) == 3 else POINTS, seed=GRID_SEED)
-                if first:
-                    saver.save(trainer)
+                if first:  # the checkpoint last: whoever goes on from it has the pictures up to it
                     monitor.alarm(trainer.steps, alarms(trainer, images))
-                    _draw(folder, trainer, images, monitor.records)
+                    _draw(folder, trainer, images)
+                    if trainer.steps == last or time.perf_counter() - drawn > CURVES_EVERY:
+                        drawn = time.perf_counter()
+                        title = f"{trainer.variant.name} on {trainer.data.name}"
+                        save_curves(folder / "curves.png", monitor.records, title)
+                    saver.save(trainer)
         return monitor.seconds()
 
 
@@ -267,10 +273,9 @@ def _roll_back(folder, trainer, saver, monitor, diverged):
     monitor.say(diverged.step, f"{str(diverged).removeprefix('ganzoo: ').rstrip('.')}; back to step {trainer.steps}")
 
 
-def _draw(folder, trainer, images, records):
+def _draw(folder, trainer, images):
     for path in (folder / "samples" / f"{trainer.steps:06}.png", folder / "samples.png"):
         save_samples(path, images)
-    save_curves(folder / "curves.png", records, f"{trainer.variant.name} on {trainer.data.name}")
 
 
 def _sum_up(folder, trainer, options, seconds, judged):
