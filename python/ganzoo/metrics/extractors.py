@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ganzoo.errors import Error
+from ganzoo.errors import Error, reason
 from ganzoo.files import cache_folder, write_atomically
 
 BATCH = 256
@@ -140,8 +140,7 @@ class Inception:
             torch.load(file, weights_only=True)  # the library would run what a pickle says
             network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(file))
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-            raise Error(f"{file} does not hold the weights of the Inception network ({reason}).") from error
+            raise Error(f"{file} does not hold the weights of the Inception network ({reason(error)}).") from error
         self._network, self._device = network.to(device), device
         self.name = f"Inception ({hashlib.sha256(content).hexdigest()[:8]})"
 
