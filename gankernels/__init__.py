@@ -7,6 +7,7 @@ _load_library()
 from . import nn, optim, reference  # noqa: E402
 from .ops.bias_act import activation_funcs, bias_act  # noqa: E402
 from .ops.clip_weights import clip_weights_  # noqa: E402
+from .ops.explain import explain  # noqa: E402
 from .ops.fast_double_backward import fast_double_backward, no_weight_gradients  # noqa: E402
 from .ops.fma import fma  # noqa: E402
 from .ops.grad_norm_penalty import grad_norm_penalty  # noqa: E402
@@ -22,6 +23,7 @@ from .ops.penalties import (  # noqa: E402
     r2_penalty,
 )
 from .ops.pixel_norm import pixel_norm  # noqa: E402
+from .ops.regularized_scores import regularized_scores  # noqa: E402
 from .ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d  # noqa: E402
 
 __version__ = "0.1.0"
@@ -32,6 +34,7 @@ __all__ = [
     "clip_weights_",
     "downsample2d",
     "dragan_penalty",
+    "explain",
     "fast_double_backward",
     "fma",
     "filter2d",
@@ -49,6 +52,7 @@ __all__ = [
     "r1_penalty",
     "r2_penalty",
     "reference",
+    "regularized_scores",
     "setup_filter",
     "upfirdn2d",
     "upsample2d",

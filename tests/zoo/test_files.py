@@ -502,6 +502,53 @@ def test_fetched_from_several_threads(store, tmp_path):
             assert torch.equal(batch["image"], expected[indices])
 
 
+# --- any damage at all ---
+
+
+def damaged_at_random(content, random):
+    """Cut off, changed in a few bytes, or with some bytes more or fewer."""
+    content, at = bytearray(content), int(random.integers(len(content)))
+    kind = random.integers(4)
+    if kind == 0:
+        return bytes(content[:at])
+    if kind == 1:
+        return bytes(content[:at] + random.bytes(9) + content[at:])
+    if kind == 2:
+        return bytes(content[:at] + content[at + 9 :])
+    for _ in range(random.choice([1, 3, 30])):
+        content[random.integers(min(len(content), random.choice([40, 400, 10**6])))] = random.integers(256)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("what", ["idx", "idx.gz", "cifar", "cifar.bin", "cifar.tar.gz", "images", "images.zip"])
+def test_no_damage_ends_in_anything_but_a_sentence(what, tmp_path):
+    path = tmp_path / what
+    kinds = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+    if what.startswith("idx"):
+        write_idx(path, gz=what[3:])
+    elif what == "cifar.tar.gz":
+        write_cifar(tmp_path / "python", python_2_pickle)
+        with tarfile.open(path, "w:gz") as archive:
+            archive.add(tmp_path / "python", "cifar-10-batches-py")
+    elif what.startswith("cifar"):
+        write_cifar(path, binary if "bin" in what else python_2_pickle, what[5:])
+    else:
+        write(path, {f"{kind}.{kind.lower()}": encoded(picture(16, 16), kind) for kind in kinds})
+    files, refused = [path] if path.is_file() else sorted(path.iterdir()), 0
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        file = files[random.integers(len(files))]
+        whole = file.read_bytes()
+        file.write_bytes(damaged_at_random(whole, random))
+        try:
+            everything(ganzoo.data.open(str(path)))
+        except Error as error:
+            refused += 1
+            assert "\n" not in str(error) and str(error).endswith(".")
+        file.write_bytes(whole)
+    assert refused >= 15
+
+
 # --- pairs and domains ---
 
 

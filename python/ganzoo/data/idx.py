@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from ganzoo.data.base import Tensors
-from ganzoo.errors import ArgumentError, Error
+from ganzoo.errors import ArgumentError, Error, reason
 from ganzoo.options import CountOrZero
 
 PREFIXES = {"train": "train", "test": "t10k"}
@@ -73,7 +73,7 @@ def _read(path, dims):
         if path.suffix == ".gz":
             content = gzip.decompress(content)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise Error(f"{path} is not a whole gzip file ({str(error).rstrip('.')}).") from error
+        raise Error(f"{path} is not a whole gzip file ({reason(error)}).") from error
     if len(content) < 4 + 4 * dims or content[:2] != b"\0\0":
         raise Error(
             f"{path} is not an IDX file: it has {len(content)} bytes beginning with {content[:4].hex() or 'none'}."
