@@ -1,7 +1,7 @@
 """The ops for GANs of mmcv, under `mmcv.ops`.
 
-    import gankernels.compat.mmcv
-    gankernels.compat.mmcv.install()      # mmcv.ops.bias_act and its siblings; whatever else mmcv.ops has stays its own
+import gankernels.compat.mmcv
+gankernels.compat.mmcv.install()      # mmcv.ops.bias_act and its siblings; whatever else mmcv.ops has stays its own
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ def _op(name: str, use_custom_op: bool):
     return getattr(gk if use_custom_op else gk.reference, name)
 
 
-def bias_act(
-    input, bias=None, dim=1, act="linear", alpha=None, gain=None, clamp=None, use_custom_op=True
-):
+def bias_act(input, bias=None, dim=1, act="linear", alpha=None, gain=None, clamp=None, use_custom_op=True):
     return _op("bias_act", use_custom_op)(input, bias, dim, act, alpha, gain, clamp)
 
 

@@ -1,8 +1,8 @@
 """The ops of rosinality's stylegan2-pytorch and of the many code bases that vendor its `op` folder, in both of its generations.
 
     import gankernels.compat.stylegan2_pytorch
-    gankernels.compat.stylegan2_pytorch.install()                          # from op import FusedLeakyReLU, fused_leaky_relu, upfirdn2d
-    gankernels.compat.stylegan2_pytorch.install("models.stylegan2.op")     # the same under another name
+    gankernels.compat.stylegan2_pytorch.install()                        # from op import FusedLeakyReLU, upfirdn2d, …
+    gankernels.compat.stylegan2_pytorch.install("models.stylegan2.op")   # the same under another name
 """
 
 from __future__ import annotations

@@ -101,6 +101,9 @@ def _grid_sample_gradfix() -> ModuleType:
     return gradfix
 
 
+_absent = {name for name in ("conv2d_resample", "filtered_lrelu") if not hasattr(gk, name)}
+
+
 def _modules() -> list[ModuleType]:
     named = {
         "bias_act": {"bias_act": bias_act, "activation_funcs": gk.activation_funcs},
@@ -118,7 +121,7 @@ def _modules() -> list[ModuleType]:
         "conv2d_resample": {"conv2d_resample": conv2d_resample},
         "fma": {"fma": gk.fma},
     }
-    made = [module(f"{NAME}.{name}", names) for name, names in named.items()]
+    made = [module(f"{NAME}.{name}", names) for name, names in named.items() if name not in _absent]
     return [*made, Conv2dGradfix(f"{NAME}.conv2d_gradfix", enabled=False), _grid_sample_gradfix()]
 
 

@@ -55,8 +55,7 @@ def test_imports_of_the_default_name():
 
 def test_both_generations_of_fused_leaky_relu():
     new, old, plain = (
-        stylegan2_pytorch.FusedLeakyReLU(*arguments)
-        for arguments in ((3, False, 0.1, 1.5), (3, 0.1, 1.5), (3,))
+        stylegan2_pytorch.FusedLeakyReLU(*arguments) for arguments in ((3, False, 0.1, 1.5), (3, 0.1, 1.5), (3,))
     )
     assert (new.bias, new.negative_slope, new.scale) == (None, 0.1, 1.5)
     assert (old.bias.shape, old.negative_slope, old.scale) == ((3,), 0.1, 1.5)
@@ -91,6 +90,7 @@ def composed(layer, x, style, upsample, downsample):
     return y.reshape(n, o, *y.shape[2:])
 
 
+@pytest.mark.needs("modulated_conv2d")
 @pytest.mark.parametrize(("upsample", "downsample"), ((False, False), (True, False), (False, True)))
 def test_modulated_convolution_has_the_public_state_and_values(upsample, downsample):
     layer = stylegan2_pytorch.ModulatedConv2d(3, 5, 3, 7, upsample=upsample, downsample=downsample, fused=True)
@@ -103,6 +103,7 @@ def test_modulated_convolution_has_the_public_state_and_values(upsample, downsam
     torch.testing.assert_close(layer(X, style), composed(layer, X, style, upsample, downsample), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.needs("filtered_lrelu")
 def test_mmcv():
     mmcv.install()
     from mmcv.ops import (

@@ -61,6 +61,7 @@ def test_an_error_inside_a_checkout_is_not_hidden(checkout):
         stylegan3.install()
 
 
+@pytest.mark.needs("filtered_lrelu", "conv2d_resample")
 def test_without_a_checkout_the_packages_are_there():
     stylegan3.install()
     from torch_utils.ops import (  # noqa: F401
@@ -96,9 +97,7 @@ def test_bias_act():
     b = torch.randn(3)
     assert bias_act.activation_funcs["lrelu"].def_gain == 2**0.5
     assert bias_act.activation_funcs["lrelu"].def_alpha == 0.2
-    assert set(bias_act.activation_funcs) == set(
-        "linear relu lrelu tanh sigmoid elu selu softplus swish".split()
-    )
+    assert set(bias_act.activation_funcs) == set("linear relu lrelu tanh sigmoid elu selu softplus swish".split())
     for act in bias_act.activation_funcs:
         ours = bias_act.bias_act(X, b, act=act, gain=0.5, clamp=0.7)
         torch.testing.assert_close(ours, bias_act.bias_act(X, b, 1, act, None, 0.5, 0.7, impl="ref"))
@@ -125,6 +124,7 @@ def test_upfirdn2d():
         torch.testing.assert_close(ours, gk.reference.upfirdn2d(X, f, 2, [1, 3], [2, 1, -1, 2], True, 4))
 
 
+@pytest.mark.needs("filtered_lrelu")
 def test_filtered_lrelu():
     stylegan3.install()
     from torch_utils.ops import filtered_lrelu, upfirdn2d
@@ -135,6 +135,7 @@ def test_filtered_lrelu():
     torch.testing.assert_close(ours, filtered_lrelu.filtered_lrelu(**arguments, impl="ref"))
 
 
+@pytest.mark.needs("conv2d_resample")
 def test_convolutions_and_their_globals():
     stylegan3.install()
     from torch_utils.ops import conv2d_gradfix, conv2d_resample, upfirdn2d
