@@ -7,6 +7,7 @@ _load_library()
 from . import nn, optim, reference  # noqa: E402
 from .ops.clip_weights import clip_weights_  # noqa: E402
 from .ops.fast_double_backward import fast_double_backward, no_weight_gradients  # noqa: E402
+from .ops.filtered_lrelu import filtered_lrelu  # noqa: E402
 from .ops.grad_norm_penalty import grad_norm_penalty  # noqa: E402
 from .ops.interpolate import interpolate  # noqa: E402
 from .ops.penalties import (  # noqa: E402
@@ -27,6 +28,7 @@ __all__ = [
     "dragan_penalty",
     "fast_double_backward",
     "filter2d",
+    "filtered_lrelu",
     "grad_norm_penalty",
     "gradient_penalty",
     "interpolate",

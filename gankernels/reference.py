@@ -4,6 +4,7 @@ Each takes the op's own arguments, runs in any dtype on any device, and differen
 """
 
 from .ops.clip_weights import reference as clip_weights_
+from .ops.filtered_lrelu import reference as filtered_lrelu
 from .ops.grad_norm_penalty import reference as grad_norm_penalty
 from .ops.interpolate import reference as interpolate
 from .ops.optimizers import adam_reference as adam_
@@ -12,4 +13,4 @@ from .ops.pixel_norm import reference as pixel_norm
 from .ops.spectral_norm import reference as spectral_norm
 from .ops.upfirdn2d import reference as upfirdn2d
 
-__all__ = ["adam_", "clip_weights_", "grad_norm_penalty", "interpolate", "pixel_norm", "rmsprop_", "spectral_norm", "upfirdn2d"]
+__all__ = ["adam_", "clip_weights_", "filtered_lrelu", "grad_norm_penalty", "interpolate", "pixel_norm", "rmsprop_", "spectral_norm", "upfirdn2d"]
