@@ -44,7 +44,7 @@ DRY_BENCHMARKS = [
 ]
 
 
-# `setup.py build_ext --inplace` without the project's metadata, which old versions of setuptools refuse; the kernels need none of it.
+# `setup.py build_ext --inplace` without the project's metadata, which old versions of setuptools refuse.
 BUILD = """
 import runpy, sys
 from setuptools import Distribution

@@ -155,6 +155,8 @@ class Settings:
             "versions": {"gankernels": gankernels.__version__, "torch": torch.__version__,
                          "python": platform.python_version()},
         }  # fmt: skip
+        if seconds:
+            self.environment["ceilings"] = ceilings(device)
         self._rows = Path(rows) if rows else None
         self._measured: dict[str, Measured | str] = {}
 
@@ -220,7 +222,9 @@ class Measured:
             row["floor_share"] = device[FLOOR] / device[variant]
         if self.bytes is not None:
             row |= {"bytes": self.bytes, "bytes_per_second": self.bytes / device[variant]}
-        return row | self.passes.get(variant, {})
+        if variant in self.passes:
+            row |= self.passes[variant] | {"flops_per_second": self.passes[variant]["flops"] / device[variant]}
+        return row
 
 
 def quantile(samples, q):
@@ -343,7 +347,24 @@ def count_passes(call, forward, i):
         forward()
     with Counted() as whole:
         call(i)
-    return {"passes": whole.flops / one.flops, "convolutions": whole.convolutions}
+    return {"passes": whole.flops / one.flops, "flops": whole.flops, "convolutions": whole.convolutions}
+
+
+def ceilings(device: str) -> dict[str, float]:
+    """What this machine does at most, now: bytes read and written per second by a large copy, operations per second of a large
+    matrix product, fastest of some rounds."""
+    size = 1024 if device == "cpu" else 8192
+    timer = wall_time if device == "cpu" else event_time
+    source, destination = torch.rand(2, 2**24 if device == "cpu" else 2**28, device=device)
+
+    def fastest(call):
+        return min(timer(call, i) for i in range(MIN_ROUNDS))
+
+    found = {"copy": 2 * nbytes(source) / fastest(lambda i: destination.copy_(source))}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.randn(size, size, device=device, dtype=dtype)
+        found[str(dtype).removeprefix("torch.")] = 2 * size**3 / fastest(lambda i: a @ a)
+    return found
 
 
 # --- what cases are made of ---

@@ -31,7 +31,7 @@ TITLES = {
     "test_latency.py": "What a new process waits for",
 }
 KEPT = ("median", "p20", "p80", "device_median", "ratio", "speedup", "floor_share", "bytes_per_second", "memory", "passes",
-        "convolutions", "goals")  # fmt: skip
+        "flops_per_second", "convolutions", "goals")  # fmt: skip
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -50,6 +50,8 @@ def merge(rows: list[dict], folder: Path) -> list[Path]:
         if path not in results:
             results[path] = json.loads(path.read_text()) if path.exists() else {"cases": {}}
             results[path] |= {"machine": row["machine"], "device": row["device"]}
+            if "ceilings" in row:
+                results[path]["ceilings"] = rounded(row["ceilings"])
         if (path, row["case"]) not in fresh:
             fresh.add((path, row["case"]))
             about = {key: row[key] for key in ("command", "tier", "date", "versions")}
@@ -154,16 +156,21 @@ def page(results: list[dict]) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Written by `python -m benchmarks.report`. A row is one variant of one case: median, 20th and 80th percentile of the time a "
-        "caller sees; device time where a GPU is measured; the speed against the fastest eager stock variant; the share of the floor; "
-        "bytes of the floor per second of device time; peak memory of the call beyond what was there; for networks the flops in "
-        "forward passes F, and convolutions forward + input gradient + weight gradient.",
+        "Written by `python -m benchmarks.report`. A row is one variant of one case: median, 20th and 80th percentile of the time "
+        "a caller sees; device time where a GPU is measured; the speed against the fastest eager stock variant; the share of the "
+        "floor; bytes of the floor, and operations, per second of device time; peak memory of the call beyond what was there; for "
+        "networks the flops in forward passes F, and convolutions forward + input gradient + weight gradient.",
     ]
     for result in results:
         lines += ["", f"## {measured_on(result)}", "", f"![speed against stock]({plot_name(result)})"]
+        if "ceilings" in result:
+            copy, single, half = (result["ceilings"][name] / 1e9 for name in ("copy", "float32", "bfloat16"))
+            lines += ["", f"In the last run a large copy moved {copy:.3g} GB/s, read and written; a large matrix product ran at "
+                          f"{single:.4g} GFLOP/s in float32, {half:.4g} in bfloat16."]  # fmt: skip
         for title, commands in groups([result]):
             lines += ["", f"### {title}", ""]
-            heads = ("case", "variant", "median", "p20 to p80", "device", "times stock", "of the floor", "GB/s", "memory", "passes")
+            heads = ["case", "variant", "median", "p20 to p80", "device", "times stock", "of the floor"]
+            heads += ["GB/s", "GFLOP/s", "memory", "passes"]
             lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
             for name in commands:
                 for variant, row in result["cases"][name]["variants"].items():
@@ -172,6 +179,7 @@ def page(results: list[dict]) -> str:
                     cells += [duration(row["device_median"]) if result["device"] == "cuda" else "-"]
                     cells += [times(row["ratio"]), share(row)]
                     cells += [f"{row['bytes_per_second'] / 1e9:.3g}" if "bytes_per_second" in row else "-"]
+                    cells += [f"{row['flops_per_second'] / 1e9:.4g}" if "flops_per_second" in row else "-"]
                     cells += [f"{row['memory'] / 1e6:.3g} MB"]
                     convolutions = " + ".join(map(str, row.get("convolutions", {}).values()))
                     cells += [f"{row['passes']:.1f} F: {convolutions}" if "passes" in row else "-"]

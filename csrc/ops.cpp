@@ -16,6 +16,17 @@ STABLE_TORCH_LIBRARY(gankernels, m) {
   m.def("pixel_norm_bwd(Tensor grad, Tensor x, float eps) -> Tensor");
   m.def("pixel_norm_bwd_bwd(Tensor grad_grad, Tensor grad, Tensor x, float eps) -> (Tensor, Tensor)");
 
+  // StyleGAN. u = scale x + noise + b, then activation `act` (see gankernels/ops/bias_act.py), gain and clamp; scale (N, C), noise
+  // (N or 1, 1, ...), b (C,). saved is y where that tells the derivative, else x. Gradients of absent arguments have no elements.
+  m.def(
+      "bias_act(Tensor x, Tensor? scale, Tensor? noise, Tensor? b, int act, float alpha, float gain, float? clamp) -> Tensor");
+  m.def(
+      "bias_act_bwd(Tensor grad, Tensor saved, Tensor? scale, Tensor? noise, Tensor? b, int act, float alpha, float gain,"
+      " float? clamp) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "bias_act_bwd_bwd(Tensor v, Tensor? v_scale, Tensor? v_noise, Tensor? v_b, Tensor grad, Tensor saved, Tensor? scale,"
+      " Tensor? noise, Tensor? b, int act, float alpha, float gain, float? clamp) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+
   // Resampling. Factors are [x, y], padding is [x0, x1, y0, y1].
   m.def(
       "upfirdn2d(Tensor x, Tensor f, int[] up, int[] down, int[] padding, bool flip_filter, float gain) -> Tensor");

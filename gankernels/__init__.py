@@ -5,6 +5,7 @@ from ._registration import load_library as _load_library
 _load_library()
 
 from . import nn, optim, reference  # noqa: E402
+from .ops.bias_act import activation_funcs, bias_act  # noqa: E402
 from .ops.clip_weights import clip_weights_  # noqa: E402
 from .ops.fast_double_backward import fast_double_backward, no_weight_gradients  # noqa: E402
 from .ops.filtered_lrelu import filtered_lrelu  # noqa: E402
@@ -23,6 +24,8 @@ from .ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsa
 __version__ = "0.1.0"
 
 __all__ = [
+    "activation_funcs",
+    "bias_act",
     "clip_weights_",
     "downsample2d",
     "dragan_penalty",

@@ -3,6 +3,7 @@
 Each takes the op's own arguments, runs in any dtype on any device, and differentiates to any order.
 """
 
+from .ops.bias_act import reference as bias_act
 from .ops.clip_weights import reference as clip_weights_
 from .ops.filtered_lrelu import reference as filtered_lrelu
 from .ops.grad_norm_penalty import reference as grad_norm_penalty
@@ -13,4 +14,15 @@ from .ops.pixel_norm import reference as pixel_norm
 from .ops.spectral_norm import reference as spectral_norm
 from .ops.upfirdn2d import reference as upfirdn2d
 
-__all__ = ["adam_", "clip_weights_", "filtered_lrelu", "grad_norm_penalty", "interpolate", "pixel_norm", "rmsprop_", "spectral_norm", "upfirdn2d"]
+__all__ = [
+    "adam_",
+    "bias_act",
+    "clip_weights_",
+    "filtered_lrelu",
+    "grad_norm_penalty",
+    "interpolate",
+    "pixel_norm",
+    "rmsprop_",
+    "spectral_norm",
+    "upfirdn2d",
+]

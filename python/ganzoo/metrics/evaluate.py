@@ -1,0 +1,158 @@
+"""All the figures that suit a set of data, for samples of a generator."""
+
+import dataclasses
+
+import torch
+
+from ganzoo.data import open as open_data
+from ganzoo.errors import ArgumentError, Error
+from ganzoo.metrics.extractors import BATCH, Classifier, Inception, Pixels
+from ganzoo.metrics.figure import Figure
+from ganzoo.metrics.frechet import frechet_distance, moments
+from ganzoo.metrics.inception_score import inception_score
+from ganzoo.metrics.kernel import SUBSET, SUBSETS, kernel_distance
+from ganzoo.metrics.modes import count_coverage, mode_coverage
+from ganzoo.metrics.neighbours import NEAREST, neighbourhoods
+from ganzoo.metrics.reference import reference
+from ganzoo.metrics.wasserstein import wasserstein_distance
+
+EXTRACTORS = ("pixels", "classifier", "inception")
+TRANSPORTED = 2500
+
+
+def sample_count(data):
+    """How many samples to evaluate: 2,500 points of a toy and 26,000 stacked digits (PacGAN's protocol), otherwise as many as
+    the set has, between 1,000 and 10,000."""
+    if len(data.shape) == 1:
+        return TRANSPORTED
+    return 26_000 if hasattr(data, "digits") else min(max(len(data), 1000), 10_000)
+
+
+def make_extractor(word, data, device="cpu"):
+    """The extractor of that word for a set: `pixels`, `classifier` or `inception`; for an empty one the set's usual.
+
+    Points have their coordinates; grey images with labels a classifier trained here, for digits on their training part;
+    other images Inception.
+    """
+    if not word:
+        word = (
+            "pixels" if len(data.shape) == 1 else "classifier" if data.classes and data.shape[0] == 1 else "inception"
+        )
+    if word == "pixels":
+        return Pixels()
+    if word == "inception":
+        return Inception(device)
+    if word != "classifier":
+        raise ArgumentError("extractor", f"one of {', '.join(EXTRACTORS)}", repr(word))
+    return Classifier(open_data("digits", split="train") if data.name == "digits" else data)
+
+
+def evaluate(samples, data, extractor="", device="cpu"):
+    """The figures of generated samples against a set of data.
+
+        data = ganzoo.data.open("ring")
+        for figure in evaluate(generator.sample(sample_count(data)), data):
+            print(figure)
+
+    Points get W₁ to as many real ones, and, where the mixture's modes are known, modes covered, high-quality share and
+    reverse KL; stacked digits the modes that a classifier of the digits sees. All other images get the Fréchet and the
+    kernel distance (called FID and KID with Inception's features only), precision, recall, density and coverage, and the
+    classifier's score (the Inception score, with Inception).
+
+    Args:
+        samples: (N, C, H, W) in [−1, 1], or points (N, 2), as the data's.
+        data: the reference: a set whose samples have a field `image`.
+        extractor: a word of `EXTRACTORS`, an extractor of one's own (see `ganzoo.metrics.extractors`), or "" for the
+            set's usual one.
+        device: where Inception runs.
+
+    Returns a list of `Figure`, each of which prints as a line that says all that it depends on.
+
+    Raises `Error` for samples of another shape than the data's, or when an extractor's files are missing.
+    """
+    if isinstance(data, dict) or "image" not in data.fetch(torch.zeros(1, dtype=torch.int64)):
+        raise Error("there are no metrics for pairs and for domains of images.")
+    if samples.shape[1:] != data.shape or len(samples) < 2 * NEAREST:
+        wanted = f"at least {2 * NEAREST} of shape {data.shape}, as {data.name} has"
+        raise ArgumentError("samples", wanted, f"{len(samples)} of shape {tuple(samples.shape[1:])}")
+    if not samples.isfinite().all():
+        raise ArgumentError(
+            "samples", "finite", f"{(~samples.isfinite()).flatten(1).any(1).sum()} samples that are not"
+        )
+    samples = samples.cpu().float()
+    if hasattr(data, "digits"):
+        return _stacked_figures(samples, data)
+    extractor = make_extractor(extractor, data, device) if isinstance(extractor, str) else extractor
+    if len(data.shape) == 1:
+        return _point_figures(samples, data) + _feature_figures(samples, data, extractor, points=True)
+    return _feature_figures(samples, data, extractor)
+
+
+def _point_figures(samples, data):
+    n, figures = len(samples), []
+    if hasattr(data, "modes"):
+        known = f"the {len(data.modes)} modes of {data.name}, σ {data.sigma:.4g}"
+        coverage = mode_coverage(samples, data.modes.cpu(), data.sigma)
+        for name, value in [
+            ("modes covered", coverage.modes),
+            ("high-quality share", coverage.high_quality),
+            ("reverse KL", coverage.reverse_kl),
+        ]:
+            figures.append(Figure(name, value, "distance to the modes", known, "none", n))
+    count = min(n, TRANSPORTED, len(data))
+    chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count]
+    distance = wasserstein_distance(samples[:count], data.fetch(chosen)["image"].cpu())
+    split = f"{data.name}/{data.split}, {count} of {len(data)}"
+    return [*figures, Figure("W1", distance, "coordinates", split, "none", count)]
+
+
+def _stacked_figures(samples, data):
+    classifier = Classifier(data.digits)
+    with torch.no_grad():
+        digits = [classifier.extract(part.flatten(0, 1)[:, None])[1].argmax(1) for part in samples.split(BATCH)]
+    a, b, c = torch.cat(digits).unflatten(0, (-1, 3)).unbind(1)
+    coverage = count_coverage(100 * a + 10 * b + c, data.classes, len(samples))
+    known = "1,000 equally likely triples of digits"
+    return [
+        Figure("modes covered", coverage.modes, classifier.name, known, "none", len(samples)),
+        Figure("reverse KL", coverage.reverse_kl, classifier.name, known, "none", len(samples)),
+    ]
+
+
+def _feature_figures(samples, data, extractor, points=False):
+    real = reference(data, extractor)
+    features, probabilities = [], []
+    with torch.no_grad():
+        for part in samples.split(BATCH):
+            batch = extractor.extract(part)
+            features.append(batch[0].cpu())
+            probabilities.append(batch[1])
+    features, n = torch.cat(features), len(samples)
+
+    def figure(name, value, n=n, of=len(data)):
+        split = f"{data.name}/{data.split}, {of}" + (f" of {len(data)}" if of < len(data) else "")
+        return Figure(name, value, extractor.name, split, extractor.resize, n)
+
+    count = min(n, len(real.features))  # the figures depend on how many there are on each side
+    near = neighbourhoods(features[:count], real.features[:count])
+    names = [field.name for field in dataclasses.fields(near)]
+    figures = [figure(f"{name} (k = {NEAREST})", getattr(near, name), count, count) for name in names]
+    if points:
+        return figures
+    inception = isinstance(extractor, Inception)
+    names = (
+        ("FID", "KID", "Inception score") if inception else ("Fréchet distance", "kernel distance", "classifier score")
+    )
+    mean, spread = kernel_distance(features, real.features)
+    subsets = f"{SUBSETS} subsets of {min(SUBSET, count)}"
+    figures = [
+        figure(names[0], frechet_distance(moments(features), real.moments)),
+        figure(f"{names[1]} ({subsets})", mean, of=len(real.features)),
+        figure(f"{names[1]}, standard deviation ({subsets})", spread, of=len(real.features)),
+        *figures,
+    ]
+    if probabilities[0] is not None:
+        mean, spread = inception_score(torch.cat([part.cpu() for part in probabilities]))
+        for name, value in [(names[2], mean), (f"{names[2]}, standard deviation", spread)]:
+            figures.append(Figure(f"{name} (10 splits)", value, extractor.name, "none", extractor.resize, n))
+    return figures

@@ -1,0 +1,51 @@
+"""What the metrics need of the reference set, computed once and kept in the cache."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from ganzoo.files import cache_folder, write_atomically
+from ganzoo.metrics.extractors import BATCH, fingerprint
+from ganzoo.metrics.frechet import Moments
+
+KEPT = 10_000
+"""Features that are kept for the metrics that compare samples one by one."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """`moments` of the features of the whole set, `features` (M, D) of at most 10,000 of its samples, in a random
+    order."""
+
+    moments: Moments
+    features: torch.Tensor
+
+
+def reference(data, extractor):
+    """The reference of a set under an extractor.
+
+    Kept under a hash of the set's contents, name and split and the extractor's name, so that what was computed from one
+    split can never stand in for another.
+    """
+    import safetensors.torch
+
+    key = hashlib.sha256(repr((fingerprint(data), extractor.name, extractor.resize)).encode()).hexdigest()[:32]
+    file = cache_folder("statistics") / f"{key}.safetensors"
+    try:
+        kept = safetensors.torch.load_file(file)
+        return Reference(Moments(len(data), kept["mean"], kept["scatter"]), kept["features"])
+    except (OSError, KeyError, safetensors.SafetensorError):
+        pass
+    moments, features = Moments(), []
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for part in order.split(BATCH):
+            batch, _ = extractor.extract(data.fetch(part)["image"])
+            moments.add(batch.cpu())
+            if len(features) * BATCH < KEPT:
+                features.append(batch.cpu().float())
+    features = torch.cat(features)[:KEPT]
+    content = {"mean": moments.mean, "scatter": moments.scatter, "features": features}
+    write_atomically(file, safetensors.torch.save(content))
+    return Reference(moments, features)
