@@ -67,7 +67,18 @@ def _backward(ctx, grad, _):
         raise RuntimeError("gankernels.filtered_lrelu: save_mask must be True for a derivative, got False.")
     mask, fu, fd = ctx.saved_tensors
     dx = _op.filtered_lrelu_bwd(
-        grad, mask, fd, fu, ctx.down, ctx.up, ctx.padding, ctx.middle, ctx.size, ctx.gain, ctx.slope, not ctx.flip_filter
+        grad,
+        mask,
+        fd,
+        fu,
+        ctx.down,
+        ctx.up,
+        ctx.padding,
+        ctx.middle,
+        ctx.size,
+        ctx.gain,
+        ctx.slope,
+        not ctx.flip_filter,
     )
     db = dx.sum((0, 2, 3)) if ctx.has_bias and ctx.needs_input_grad[3] else None
     return dx, None, None, db, *[None] * 8
@@ -87,7 +98,18 @@ def _bwd_setup_context(ctx, inputs, output):
 def _bwd_backward(ctx, grad):
     mask, fu, fd = ctx.saved_tensors
     grad = _op.filtered_lrelu_bwd(
-        grad, mask, fd, fu, ctx.down, ctx.up, ctx.padding, ctx.middle, ctx.size, ctx.gain, ctx.slope, not ctx.flip_filter
+        grad,
+        mask,
+        fd,
+        fu,
+        ctx.down,
+        ctx.up,
+        ctx.padding,
+        ctx.middle,
+        ctx.size,
+        ctx.gain,
+        ctx.slope,
+        not ctx.flip_filter,
     )
     return grad, *[None] * 11
 
@@ -144,7 +166,8 @@ def filtered_lrelu(
     once. The upsampled image is never in memory, neither forward nor backward: rows of it are computed when the result needs
     them and stay in the cache. The backward reads the gradient and writes x's once, and all that is kept for it are 2 bits for
     each number of the upsampled image; without a gradient to come not even these. Sums are float32 (float64 for float64). x
-    that is neither contiguous nor channels_last is copied first.
+    that is neither contiguous nor channels_last is copied first. On a GPU a tile of the upsampled image lives in shared memory:
+    filters of up to about 50 taps a side always fit, larger ones where the device has more than 48 KiB.
 
     Raises: TypeError or ValueError for integer tensors, another number of dimensions, filters that are empty, not of 1 or 2
     dimensions, on another device or in need of a gradient, a bias of another shape, dtype or device, factors < 1, padding that

@@ -202,7 +202,8 @@ def upfirdn2d(
     Returns: (N, C, outH, outW) with outW = (W up + x0 + x1 - columns + down) // down, in x's dtype and memory format.
     Differentiable in x to any order. One pass over memory, forward and backward: x is read once and y written once; in between
     are a few rows in the cache. Inserted zeros are never multiplied, and sums are float32 (float64 for float64). x that is
-    neither contiguous nor channels_last is copied first.
+    neither contiguous nor channels_last is copied first. On a GPU the input of at least one output has to fit into a block's
+    shared memory: filters of up to about 70 x 70 taps always do, larger ones where the device has more than 48 KiB.
 
     Raises: TypeError or ValueError for integer tensors, another number of dimensions, a filter that is empty, not of 1 or 2
     dimensions, on another device or in need of a gradient, factors < 1, padding that leaves less than the filter covers, or a
