@@ -16,6 +16,16 @@ STABLE_TORCH_LIBRARY(gankernels, m) {
   m.def("pixel_norm_bwd(Tensor grad, Tensor x, float eps) -> Tensor");
   m.def("pixel_norm_bwd_bwd(Tensor grad_grad, Tensor grad, Tensor x, float eps) -> (Tensor, Tensor)");
 
+  // Statistics over the batch, for a discriminator
+  m.def("minibatch_stddev(Tensor x, int group_size, int num_channels, float eps) -> Tensor");
+  m.def("minibatch_stddev_bwd(Tensor grad, Tensor x, int group_size, int num_channels, float eps) -> Tensor");
+  m.def(
+      "minibatch_stddev_bwd_bwd(Tensor grad_grad, Tensor grad, Tensor x, int group_size, int num_channels, float eps)"
+      " -> (Tensor, Tensor)");
+  m.def("minibatch_discrimination(Tensor m) -> Tensor");
+  m.def("minibatch_discrimination_bwd(Tensor grad, Tensor m) -> Tensor");
+  m.def("minibatch_discrimination_bwd_bwd(Tensor grad_grad, Tensor grad, Tensor m) -> (Tensor, Tensor)");
+
   // StyleGAN. u = scale x + noise + b, then activation `act` (see gankernels/ops/bias_act.py), gain and clamp; scale (N, C), noise
   // (N or 1, 1, ...), b (C,). saved is y where that tells the derivative, else x. Gradients of absent arguments have no elements.
   m.def(

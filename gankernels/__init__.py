@@ -7,10 +7,15 @@ _load_library()
 from . import nn, optim, reference  # noqa: E402
 from .ops.bias_act import activation_funcs, bias_act  # noqa: E402
 from .ops.clip_weights import clip_weights_  # noqa: E402
+from .ops.explain import explain  # noqa: E402
 from .ops.fast_double_backward import fast_double_backward, no_weight_gradients  # noqa: E402
 from .ops.filtered_lrelu import filtered_lrelu  # noqa: E402
+from .ops.fma import fma  # noqa: E402
 from .ops.grad_norm_penalty import grad_norm_penalty  # noqa: E402
+from .ops.grid_sample import grid_sample  # noqa: E402
 from .ops.interpolate import interpolate  # noqa: E402
+from .ops.minibatch_discrimination import minibatch_discrimination  # noqa: E402
+from .ops.minibatch_stddev import minibatch_stddev  # noqa: E402
 from .ops.penalties import (  # noqa: E402
     dragan_penalty,
     gradient_penalty,
@@ -19,6 +24,7 @@ from .ops.penalties import (  # noqa: E402
     r2_penalty,
 )
 from .ops.pixel_norm import pixel_norm  # noqa: E402
+from .ops.regularized_scores import regularized_scores  # noqa: E402
 from .ops.upfirdn2d import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d  # noqa: E402
 
 __version__ = "0.1.0"
@@ -29,12 +35,17 @@ __all__ = [
     "clip_weights_",
     "downsample2d",
     "dragan_penalty",
+    "explain",
     "fast_double_backward",
     "filter2d",
     "filtered_lrelu",
+    "fma",
     "grad_norm_penalty",
     "gradient_penalty",
+    "grid_sample",
     "interpolate",
+    "minibatch_discrimination",
+    "minibatch_stddev",
     "nn",
     "no_weight_gradients",
     "optim",
@@ -43,6 +54,7 @@ __all__ = [
     "r1_penalty",
     "r2_penalty",
     "reference",
+    "regularized_scores",
     "setup_filter",
     "upfirdn2d",
     "upsample2d",

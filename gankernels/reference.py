@@ -6,8 +6,12 @@ Each takes the op's own arguments, runs in any dtype on any device, and differen
 from .ops.bias_act import reference as bias_act
 from .ops.clip_weights import reference as clip_weights_
 from .ops.filtered_lrelu import reference as filtered_lrelu
+from .ops.fma import reference as fma
 from .ops.grad_norm_penalty import reference as grad_norm_penalty
+from .ops.grid_sample import reference as grid_sample
 from .ops.interpolate import reference as interpolate
+from .ops.minibatch_discrimination import reference as minibatch_discrimination
+from .ops.minibatch_stddev import reference as minibatch_stddev
 from .ops.optimizers import adam_reference as adam_
 from .ops.optimizers import rmsprop_reference as rmsprop_
 from .ops.pixel_norm import reference as pixel_norm
@@ -19,8 +23,12 @@ __all__ = [
     "bias_act",
     "clip_weights_",
     "filtered_lrelu",
+    "fma",
     "grad_norm_penalty",
+    "grid_sample",
     "interpolate",
+    "minibatch_discrimination",
+    "minibatch_stddev",
     "pixel_norm",
     "rmsprop_",
     "spectral_norm",

@@ -14,7 +14,7 @@
 
 #include <atomic>
 
-#include "nodes.h"
+#include "fold.h"
 
 namespace {
 
@@ -55,6 +55,11 @@ struct Convolution : torch::CustomClassHolder {
     for (int64_t i = 2; i < g.dim(); ++i) dims.push_back(i);
     return g.sum(dims);
   }
+  Tensor bias_gradient(const Tensor& g, const Tensor& row_weights) const {
+    std::vector<int64_t> dims;
+    for (int64_t i = 2; i < g.dim(); ++i) dims.push_back(i);
+    return at::mv((dims.empty() ? g : g.sum(dims)).t(), row_weights);
+  }
 };
 
 struct Linear : torch::CustomClassHolder {
@@ -69,6 +74,11 @@ struct Linear : torch::CustomClassHolder {
     return {gx, gw, gb};
   }
   Tensor bias_gradient(const Tensor& g) const { return g.reshape({-1, g.size(-1)}).sum(0); }
+  Tensor bias_gradient(const Tensor& g, const Tensor& row_weights) const {
+    std::vector<int64_t> dims;
+    for (int64_t i = 1; i < g.dim() - 1; ++i) dims.push_back(i);
+    return at::mv((dims.empty() ? g : g.sum(dims)).t(), row_weights);
+  }
 };
 
 bool wants_weights() { return weight_gradients_disabled.load(std::memory_order_relaxed) == 0; }
@@ -96,11 +106,15 @@ Tensor product_of(const Tensor& x, const Tensor& w, const Tensor& b, const State
                             [&](auto& node, const Tensor&) { node.keep(p, {x, w, b}); });
 }
 
-// x is here for its shape
+// x is here for its shape, and for the fold
 template <class P>
-Tensor input_gradient(const Tensor& g, const Tensor& w, const Tensor& b, const Tensor& x, const StatePtr<P>& p) {
+Tensor input_gradient(const Tensor& g, const Tensor& w, const Tensor& b, const Tensor& x, const StatePtr<P>& p,
+                      const FoldPtr& fold = {}) {
   return record<ProductInput<P>>({g, w, b}, [&] { return std::get<0>(p->backward(g, x, w, {true, false, false})); },
-                                 [&](auto& node, const Tensor&) { node.keep(p, {g, w, b, x}); });
+                                 [&](auto& node, const Tensor&) {
+                                   node.keep(p, {g, w, b, x});
+                                   node.fold = fold;
+                                 });
 }
 
 template <class P>
@@ -110,18 +124,21 @@ Tensor weight_gradient(const Tensor& g, const Tensor& x, const Tensor& w, const 
 }
 
 template <class P>
-struct Product : ProductBase<P> {
+struct Product : ProductBase<P>, KnowsRows, FoldsWeights {
   std::string name() const override { return P::name; }
+  bool keeps_rows(size_t input, c10::SymIntArrayRef in, c10::SymIntArrayRef out) const override {
+    return input == 0 && in.size() >= 2 && out[0] == in[0];
+  }
   variable_list apply(variable_list&& grads) override {
     const Tensor& g = grads[0];
     if (!g.defined()) return {Tensor(), Tensor(), Tensor()};
     const Tensor x = this->unpack(0), w = this->unpack(1), b = this->unpack(2);
-    const bool needs_x = this->wants(0), needs_w = this->wants(1) && wants_weights(), needs_b = this->wants(2);
+    const bool needs_x = input_wanted && this->wants(0), needs_w = this->wants(1) && wants_weights(), needs_b = this->wants(2);
     Tensor gx, gw, gb;
     if (!at::GradMode::is_enabled()) {
       std::tie(gx, gw, gb) = this->product->backward(g, x, w, {needs_x, needs_w, needs_b});
     } else {
-      if (needs_x) gx = input_gradient(g, w, b, x, this->product);
+      if (needs_x) gx = input_gradient(g, w, b, x, this->product, fold);
       if (needs_w) gw = weight_gradient(g, x, w, this->product);
       if (needs_b) gb = this->product->bias_gradient(g);
     }
@@ -131,17 +148,31 @@ struct Product : ProductBase<P> {
 
 template <class P>
 struct ProductInput : ProductBase<P> {
+  FoldPtr fold;
   std::string name() const override { return std::string(P::name) + "Input"; }
   variable_list apply(variable_list&& grads) override {
     const Tensor& v = grads[0];
-    if (!v.defined()) return {Tensor(), Tensor(), Tensor()};
+    const bool folds = fold && fold->slopes.defined();
+    if (!v.defined() && !folds) return {Tensor(), Tensor(), Tensor()};
     const Tensor g = this->unpack(0), w = this->unpack(1), b = this->unpack(2);
     Tensor gg, gw, gb;
-    if (this->wants(0)) gg = product_of(v, w, Tensor(), this->product);
-    if (this->wants(1) && wants_weights()) gw = weight_gradient(g, v, w, this->product);
-    // The bias does not enter. Zero rather than absent where stock has zeros, below another layer: optimisers and
+    if (this->wants(0) && v.defined()) gg = product_of(v, w, Tensor(), this->product);
+    if (this->wants(1) && wants_weights()) {
+      Tensor t = v;
+      if (folds) {
+        const Tensor x = this->unpack(3), slopes = fold->rows(x);
+        t = v.defined() ? at::addcmul(v, x, slopes) : x * slopes;
+      }
+      gw = weight_gradient(g, t, w, this->product);
+    }
+    // The bias does not enter the penalty. Zero rather than absent where stock has zeros, below another layer: optimisers and
     // data-parallel reducers count on that .grad.
-    if (this->wants(2) && this->wants(0)) gb = at::zeros_like(b);
+    if (this->wants(2)) {
+      if (folds)
+        gb = this->product->bias_gradient(g, fold->rows(g).reshape({-1}));
+      else if (this->wants(0))
+        gb = at::zeros_like(b);
+    }
     return {gg, gw, gb};
   }
 };
@@ -204,6 +235,8 @@ struct LocalMap : torch::CustomClassHolder {
   virtual variable_list value(const Tensor& x) const = 0;
   virtual Tensor pull(const Tensor& g, const variable_list& saved) const = 0;
   virtual Tensor push(const Tensor& v, const variable_list& saved) const { return pull(v, saved); }  // diagonal maps
+  // how many of the last dimensions it relates; those before are batch and channels
+  virtual int64_t dimensions() const { return 0; }
 };
 
 // The Jacobian of a local map as a pair of nodes, each the other's derivative.
@@ -226,9 +259,12 @@ struct LinearPass : SavingNode {
   }
 };
 
-struct Local : SavingNode {
+struct Local : SavingNode, KnowsRows {
   StatePtr<LocalMap> map;
   std::string name() const override { return "gankernels::Local"; }
+  bool keeps_rows(size_t, c10::SymIntArrayRef in, c10::SymIntArrayRef out) const override {
+    return map->dimensions() == 0 ? in == out : int64_t(in.size()) == map->dimensions() + 2 && in[0] == out[0];
+  }
   variable_list apply(variable_list&& grads) override {
     if (!grads[0].defined()) return {Tensor()};
     variable_list tensors;
@@ -312,6 +348,7 @@ struct Abs : LocalMap {
 };
 
 struct MaxPool : LocalMap {
+  int64_t dimensions() const override { return int64_t(kernel.size()); }
   std::vector<int64_t> kernel, stride, padding, dilation;
   bool ceil_mode;
   MaxPool(IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation, bool ceil_mode)
@@ -334,6 +371,7 @@ struct MaxPool : LocalMap {
 };
 
 struct AvgPool : LocalMap {
+  int64_t dimensions() const override { return int64_t(kernel.size()); }
   std::vector<int64_t> kernel, stride, padding;
   bool ceil_mode, count_include_pad;
   optional<int64_t> divisor;
@@ -358,6 +396,7 @@ struct AvgPool : LocalMap {
 };
 
 struct AdaptiveAvgPool2d : LocalMap {
+  int64_t dimensions() const override { return 2; }
   std::vector<int64_t> size;
   explicit AdaptiveAvgPool2d(IntArrayRef size) : size(size.vec()) {}
   Tensor push(const Tensor& v, const variable_list&) const override { return at::_adaptive_avg_pool2d(v, size); }
@@ -368,6 +407,7 @@ struct AdaptiveAvgPool2d : LocalMap {
 };
 
 struct ReflectionPad : LocalMap {
+  int64_t dimensions() const override { return int64_t(padding.size()) / 2; }
   std::vector<int64_t> padding;
   explicit ReflectionPad(IntArrayRef padding) : padding(padding.vec()) {}
   Tensor push(const Tensor& v, const variable_list&) const override {
@@ -381,6 +421,7 @@ struct ReflectionPad : LocalMap {
 };
 
 struct ReplicationPad : LocalMap {
+  int64_t dimensions() const override { return int64_t(padding.size()) / 2; }
   std::vector<int64_t> padding;
   explicit ReplicationPad(IntArrayRef padding) : padding(padding.vec()) {}
   Tensor push(const Tensor& v, const variable_list&) const override {
@@ -447,6 +488,7 @@ TORCH_LIBRARY_FRAGMENT(gankernels, m) {
   m.def("fast_adaptive_avg_pool2d(Tensor input, int[] size) -> Tensor", adaptive_avg_pool2d);
   m.def("fast_reflection_pad(Tensor input, int[] padding) -> Tensor", reflection_pad);
   m.def("fast_replication_pad(Tensor input, int[] padding) -> Tensor", replication_pad);
+  declare_keeps_rows(c10::demangle(typeid(torch::autograd::CppNode<LocalInplace>).name()));  // its maps are pointwise
   m.def("leaf(Tensor(a) input) -> Tensor(a)", leaf);
   m.def("disable_weight_gradients(int change) -> ()", disable_weight_gradients);
   m.def("autograd_built_for() -> str", []() { return std::string(GANKERNELS_BUILT_FOR); });

@@ -20,10 +20,11 @@ from .upfirdn2d import check_gain, check_images, empty_images, filter_for, paddi
 from .upfirdn2d import reference as upfirdn2d_reference
 
 _op = torch.ops.gankernels
+_GAIN = math.sqrt(2)  # keeps the variance of what a ReLU halves
 
 
 def reference(
-    x, fu=None, fd=None, b=None, up=1, down=1, padding=0, gain=math.sqrt(2), slope=0.2, clamp=None, flip_filter=False
+    x, fu=None, fd=None, b=None, up=1, down=1, padding=0, gain=_GAIN, slope=0.2, clamp=None, flip_filter=False
 ):
     """Bias, upsampling, leaky ReLU, clamp and downsampling in plain PyTorch."""
     if b is not None:
@@ -143,7 +144,7 @@ def filtered_lrelu(
     up: int = 1,
     down: int = 1,
     padding: int | Sequence[int] = 0,
-    gain: float = math.sqrt(2),
+    gain: float = _GAIN,
     slope: float = 0.2,
     clamp: float | None = None,
     flip_filter: bool = False,
@@ -157,7 +158,7 @@ def filtered_lrelu(
         b: bias (C,) in x's dtype.
         up, down: factors >= 1.
         padding: pixels of the upsampled image: one number, [x, y] or [x0, x1, y0, y1]; negative ones crop.
-        gain, slope: of the activation, gain * x where x > 0 and gain * slope * x elsewhere.
+        gain, slope: of the activation, gain * x where x > 0 and gain * slope * x elsewhere; gain is sqrt(2) by default.
         clamp: >= 0; the activation is clamped to [-clamp, clamp]. None: it is not.
         flip_filter: correlate (True) rather than convolve with fu and fd.
 

@@ -22,6 +22,7 @@ _COMPILED = (
     "compile the whole step instead, penalty included, with torch._dynamo.config.trace_autograd_ops = True, or pass the "
     "uncompiled critic"
 )
+_MUTATED = "gankernels.{op}: critic must leave its input as it is, and it wrote to it in place."
 
 
 def _score(op: str, outputs, output) -> torch.Tensor:
@@ -62,27 +63,38 @@ def _compiled_between(score: torch.Tensor, x: torch.Tensor) -> bool:
     )
 
 
-def _differentiable_score(op, critic, x, critic_args, critic_kwargs, output) -> tuple[torch.Tensor, torch.Tensor]:
-    """The critic's score and the points it is to be differentiated at."""
+def _differentiable_score(op, critic, x, critic_args, critic_kwargs, output):
+    """The critic's score, the points it is to be differentiated at, and all that the critic returned."""
     if not torch.is_grad_enabled():
         raise RuntimeError(f"gankernels.{op}: gradients must be enabled, and this runs under torch.no_grad().")
     if not x.requires_grad:
         x = _op.leaf(x)
-    with fast_double_backward():
-        outputs = critic(x, *critic_args, **(critic_kwargs or {}))
+    version = None if torch.compiler.is_compiling() else x._version
+    try:
+        with fast_double_backward():
+            outputs = critic(x, *critic_args, **(critic_kwargs or {}))
+    except RuntimeError as error:
+        if "leaf Variable that requires grad is being used in an in-place operation" in str(error):
+            raise RuntimeError(_MUTATED.format(op=op)) from error
+        raise
+    if version is not None and x._version != version:
+        raise RuntimeError(_MUTATED.format(op=op))
     score = _score(op, outputs, output)
     if not score.requires_grad:
         raise RuntimeError(
             f"gankernels.{op}: the critic's score must depend on its input, and it carries no gradient: look for no_grad, detach "
             "or .data in the critic."
         )
-    if not torch.compiler.is_compiling() and _compiled_between(score, x):
-        # PyTorch 2.11 would return a gradient without a graph and lose the penalty in silence
-        raise RuntimeError(
-            f"gankernels.{op}: a compiled critic cannot be differentiated twice, so its penalty would have no gradient; "
-            f"{_COMPILED}."
-        )
-    return score, x
+    if not torch.compiler.is_compiling():
+        if score is x or score._is_view() and score._base is x:
+            raise RuntimeError(f"gankernels.{op}: critic must compute its score, and it returned its input or a view of it.")
+        if _compiled_between(score, x):
+            # PyTorch 2.11 would return a gradient without a graph and lose the penalty in silence
+            raise RuntimeError(
+                f"gankernels.{op}: a compiled critic cannot be differentiated twice, so its penalty would have no gradient; "
+                f"{_COMPILED}."
+            )
+    return score, x, outputs
 
 
 def _points(op: str, name: str, points: torch.Tensor) -> torch.Tensor:
@@ -91,7 +103,7 @@ def _points(op: str, name: str, points: torch.Tensor) -> torch.Tensor:
 
 
 def _penalise(op, critic, x, weight, target, one_sided, critic_args, critic_kwargs, output, return_norms):
-    score, x = _differentiable_score(op, critic, x, critic_args, critic_kwargs, output)
+    score, x, _ = _differentiable_score(op, critic, x, critic_args, critic_kwargs, output)
     penalty, norms = _op.input_gradient_penalty(score, x, weight, target, one_sided, op)
     return (penalty, norms) if return_norms else penalty
 
@@ -303,7 +315,7 @@ def path_length_penalty(
             y = noise
         return (images * y).flatten(1).sum(1)
 
-    score, w = _differentiable_score(
+    score, w, _ = _differentiable_score(
         op, projected, w if w.requires_grad else w.detach(), synthesis_args, synthesis_kwargs, None
     )
     (grads,) = torch.autograd.grad(score.sum(), w, create_graph=True, allow_unused=True)

@@ -23,3 +23,9 @@ class ArgumentError(Error, ValueError):
 
     def on_command_line(self):
         return f"ganzoo: --{self.argument.replace('_', '-')} must be {self.expectation}, got {self.got}."
+
+
+def reason(error):
+    """What another library's exception says, as a part of one sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".:,") if lines else type(error).__name__

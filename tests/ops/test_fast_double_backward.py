@@ -109,7 +109,8 @@ def test_equals_stock_to_second_order(name, layout):
     layer, x = layer_and_input(name, layout)
     stock = penalty_and_gradients(lambda x: layer(x * 1), layer, x)
     ours = penalty_and_gradients(routed(layer), layer, x)
-    assert name == "rrelu" or ours[0].stride() == stock[0].stride()  # stock's RReLU forgets channels_last
+    # stock's RReLU forgets channels_last; in one pixel strides say nothing
+    assert name in ("rrelu", "adaptive_avg_pool2d_global") or ours[0].stride() == stock[0].stride()
     for a, b in zip(ours, stock, strict=True):
         a = torch.zeros_like(b) if a is None and b is not None else a
         assert (a is None and b is None) or torch.allclose(a, b, rtol=1e-12, atol=1e-12)
@@ -200,8 +201,8 @@ def test_a_penalty_takes_four_passes(inplace):
     assert (second.forward, second.input, second.weight) == (3, 0, 3), "tangent forward and weight gradient"
 
 
-def test_a_compiled_penalty_takes_four_passes():
-    model, x = critic(), torch.randn(2, 3, 16, 16, dtype=torch.float64)
+def convolutions_of_compiled(step, x):
+    """Runs the compiled step and counts the convolution passes in its graphs."""
     targets = []
 
     def record(graph, inputs):
@@ -213,14 +214,20 @@ def test_a_compiled_penalty_takes_four_passes():
 
         return aot_module_simplified(graph, inputs, fw_compiler=record, bw_compiler=record)
 
-    def step(x):
-        gk.r1_penalty(model, x).backward()
-
     with torch._dynamo.config.patch(trace_autograd_ops=True):
         torch.compile(step, fullgraph=True, backend=backend)(x)
-    forward = sum(t is torch.ops.aten.convolution.default for t, _ in targets)
-    backward = [args[-1][:2] for t, args in targets if t is torch.ops.aten.convolution_backward.default]
-    assert forward == 6 and sorted(backward) == [[False, True]] * 3 + [[True, False]] * 3
+    backward = [args[-1] for target, args in targets if target is torch.ops.aten.convolution_backward.default]
+    return {
+        "forward": sum(target is torch.ops.aten.convolution.default for target, _ in targets),
+        "input": sum(mask[0] for mask in backward),
+        "weight": sum(mask[1] for mask in backward),
+    }
+
+
+def test_a_compiled_penalty_takes_four_passes():
+    model, x = critic(), torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    calls = convolutions_of_compiled(lambda x: gk.r1_penalty(model, x).backward(), x)
+    assert calls == {"forward": 6, "input": 3, "weight": 3}
 
 
 def test_first_order_backward_is_one_call_per_layer():

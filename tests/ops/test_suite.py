@@ -10,8 +10,8 @@ LAYOUTS = ("contiguous", "channels_last", "sliced", "expanded", "transposed")
 pytestmark = pytest.mark.filterwarnings("ignore:.*deterministic.*")
 
 
-def in_layout(t, layout):
-    """The same values in another memory layout (an expanded tensor has its own values)."""
+def in_layout(t, layout, distinct=1):
+    """The same values in another memory layout (an expanded tensor has its own values, along the dimension `distinct`)."""
     if layout == "contiguous":
         return t.contiguous()
     if layout == "channels_last":
@@ -20,13 +20,13 @@ def in_layout(t, layout):
         return torch.stack([t, t + 1], dim=-1)[..., 0]
     if layout == "transposed":  # dense, but the batch is not outermost
         return t.transpose(0, 1).contiguous().transpose(0, 1)
-    return t[(slice(1), slice(None), *[slice(1)] * (t.dim() - 2))].expand_as(t)
+    return t[tuple(slice(None if dim == distinct else 1) for dim in range(t.dim()))].expand_as(t)
 
 
 def inputs_of(spec, size, dtype, device, layout="contiguous"):
     args = list(spec.inputs(spec.shapes[size], dtype, device))
     for i in spec.images:
-        args[i] = in_layout(args[i], layout)
+        args[i] = in_layout(args[i], layout, spec.distinct)
     return args
 
 

@@ -4,7 +4,7 @@ import ganzoo.data
 import numpy as np
 import pytest
 import torch
-from ganzoo import ArgumentError, Error
+from ganzoo import Error
 from ganzoo.data.glyphs import CHARACTERS
 
 EVERY_WORD = ["digits", "ring", "grid", "swiss-roll", "parallel-lines", "stacked-digits", "photos", "glyphs"]
@@ -142,20 +142,31 @@ def test_no_glyph_is_the_box_of_a_missing_character():
             "of IDX files, CIFAR-10's files, a folder or zip of images, got 'digit'.",
         ),
         ("digits", dict(size=8), "digits has no option size; its options are split."),
-        ("digits", dict(split="val"), "split must be one of all, train, test, got 'val'."),
-        ("ring", dict(modes="many"), "modes must be a whole number, got 'many'."),
-        ("ring", dict(modes=0), "modes must be at least 1, got 0."),
-        ("ring", dict(n=True), "n must be a whole number, got True."),
-        ("swiss-roll", dict(noise="nan"), "noise must be a finite number of at least 0, got nan."),
-        ("photos", dict(size=500), "size must be from 1 to 427, or 0 for the whole photos, got 500."),
-        ("glyphs", dict(form="side-by-side"), "form must be one of images, paired, unpaired, got 'side-by-side'."),
+        ("digits", dict(split="val"), "the option split of digits must be one of all, train, test, got 'val'."),
+        ("ring", dict(modes="many"), "the option modes of ring must be a whole number, got 'many'."),
+        ("ring", dict(modes=0), "the option modes of ring must be at least 1, got 0."),
+        ("ring", dict(n=True), "the option n of ring must be a whole number, got True."),
+        (
+            "swiss-roll",
+            dict(noise="nan"),
+            "the option noise of swiss-roll must be a finite number of at least 0, got nan.",
+        ),
+        (
+            "photos",
+            dict(size=500),
+            "the option size of photos must be from 1 to 427, or 0 for the whole photos, got 500.",
+        ),
+        (
+            "glyphs",
+            dict(form="side-by-side"),
+            "the option form of glyphs must be one of images, paired, unpaired, got 'side-by-side'.",
+        ),
     ],
 )
 def test_what_cannot_be_opened_is_told_in_one_sentence(spec, options, sentence):
     with pytest.raises(Error) as refused:
         ganzoo.data.open(spec, **options)
     assert str(refused.value) == f"ganzoo: {sentence}"
-    assert isinstance(refused.value, ArgumentError) or "has no option" in sentence
 
 
 def test_a_subset_fetches_from_its_set():

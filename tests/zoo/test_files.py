@@ -82,6 +82,16 @@ def test_idx_in_raw_and_without_labels(tmp_path):
     assert data.classes is None and list(everything(data)) == ["image"]
 
 
+def test_idx_padded(tmp_path):
+    write_idx(tmp_path)
+    image = as_pixels(everything(ganzoo.data.open(str(tmp_path), size="8"))["image"])
+    np.testing.assert_array_equal(image[:, 0, 1:6, 2:6], IMAGES)
+    assert ganzoo.data.open("stacked-digits", source=str(tmp_path), size=8, n=9).shape == (3, 8, 8)
+    assert image.shape == (7, 1, 8, 8) and image.sum(dtype=int) == IMAGES.sum(dtype=int)
+    said = f"the option size of {tmp_path} must be at least 5, as images are padded, not scaled, got 4."
+    assert refusal(tmp_path, size=4) == said
+
+
 def test_stacked_digits_of_idx_files(tmp_path):
     write_idx(tmp_path)
     batch = everything(ganzoo.data.open("stacked-digits", source=str(tmp_path), n=50))
@@ -490,6 +500,53 @@ def test_fetched_from_several_threads(store, tmp_path):
     with ThreadPoolExecutor(4) as pool:
         for indices, batch in zip(batches, pool.map(data.fetch, batches)):
             assert torch.equal(batch["image"], expected[indices])
+
+
+# --- any damage at all ---
+
+
+def damaged_at_random(content, random):
+    """Cut off, changed in a few bytes, or with some bytes more or fewer."""
+    content, at = bytearray(content), int(random.integers(len(content)))
+    kind = random.integers(4)
+    if kind == 0:
+        return bytes(content[:at])
+    if kind == 1:
+        return bytes(content[:at] + random.bytes(9) + content[at:])
+    if kind == 2:
+        return bytes(content[:at] + content[at + 9 :])
+    for _ in range(random.choice([1, 3, 30])):
+        content[random.integers(min(len(content), random.choice([40, 400, 10**6])))] = random.integers(256)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("what", ["idx", "idx.gz", "cifar", "cifar.bin", "cifar.tar.gz", "images", "images.zip"])
+def test_no_damage_ends_in_anything_but_a_sentence(what, tmp_path):
+    path = tmp_path / what
+    kinds = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+    if what.startswith("idx"):
+        write_idx(path, gz=what[3:])
+    elif what == "cifar.tar.gz":
+        write_cifar(tmp_path / "python", python_2_pickle)
+        with tarfile.open(path, "w:gz") as archive:
+            archive.add(tmp_path / "python", "cifar-10-batches-py")
+    elif what.startswith("cifar"):
+        write_cifar(path, binary if "bin" in what else python_2_pickle, what[5:])
+    else:
+        write(path, {f"{kind}.{kind.lower()}": encoded(picture(16, 16), kind) for kind in kinds})
+    files, refused = [path] if path.is_file() else sorted(path.iterdir()), 0
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        file = files[random.integers(len(files))]
+        whole = file.read_bytes()
+        file.write_bytes(damaged_at_random(whole, random))
+        try:
+            everything(ganzoo.data.open(str(path)))
+        except Error as error:
+            refused += 1
+            assert "\n" not in str(error) and str(error).endswith(".")
+        file.write_bytes(whole)
+    assert refused >= 15
 
 
 # --- pairs and domains ---

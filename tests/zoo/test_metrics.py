@@ -473,6 +473,18 @@ def test_figures_of_digits():
     assert good["kernel distance"].name == "kernel distance (100 subsets of 540)"
 
 
+def test_agreement_with_the_labels_that_were_asked_for():
+    data = ganzoo.data.open("digits", split="test")
+    batch = data.fetch(torch.arange(200))
+    right = by_name(evaluate(batch["image"], data, labels=batch["label"]))["label agreement"]
+    wrong = by_name(evaluate(batch["image"], data, labels=(batch["label"] + 1) % 10))["label agreement"]
+    assert (
+        right.value > 0.95 and wrong.value < 0.05 and right.n == 200 and "classifier of digits/train" in right.extractor
+    )
+    with pytest.raises(ArgumentError, match=r"labels must be 200 whole numbers, got torch.int64 \(199,\)."):
+        evaluate(batch["image"], data, labels=batch["label"][1:])
+
+
 def test_figures_of_stacked_digits():
     data = ganzoo.data.open("stacked-digits", n=5000)
     good = by_name(evaluate(everything(data), data))

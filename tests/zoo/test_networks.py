@@ -27,9 +27,8 @@ def test_dcgan_at_its_papers_size_has_its_papers_layers():
     assert kinds == ["Conv2d"] + ["Conv2d", "BatchNorm2d"] * 3 + ["Flatten", "Linear", "Flatten"]
 
 
-@pytest.mark.parametrize("shape", [(1, 12, 12), (1, 4, 4), (1, 16, 8), (1, 28, 28)])
+@pytest.mark.parametrize("shape", [(1, 12, 12), (1, 4, 4), (1, 16, 8), (1, 28, 28), (2,)])
 def test_other_sizes_are_refused_in_a_sentence(shape):
-    with pytest.raises(
-        ArgumentError, match=f"images must be square with a side of 8, 16, 32.* got {shape[1]} x {shape[2]}"
-    ):
+    size = " x ".join(map(str, shape))
+    with pytest.raises(ArgumentError, match=f"data must be square images with a side of 8, 16, 32.* got {size}"):
         dcgan.Generator(5, shape, 2)

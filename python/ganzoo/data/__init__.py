@@ -60,9 +60,11 @@ def open(spec, **options):
     for option in options:
         if option not in hints:
             raise Error(f"{spec} has no option {option}; its options are {', '.join(hints)}.")
-    converted = {option: _converted(option, value, hints[option]) for option, value in options.items()}
     try:
+        converted = {option: _converted(option, value, hints[option]) for option, value in options.items()}
         data = source(*arguments, **converted)
+    except ArgumentError as error:
+        raise Error(f"the option {error.argument} of {spec} must be {error.expectation}, got {error.got}.") from error
     except OSError as error:
         raise Error(f"{error.filename or spec} cannot be read: {error.strerror or error}.") from error
     sets = data.values() if isinstance(data, dict) else [data]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ganzoo.data.base import Tensors
-from ganzoo.errors import Error
+from ganzoo.errors import Error, reason
 
 SHAPE = (3, 32, 32)
 PIXELS = 3 * 32 * 32
@@ -60,13 +60,13 @@ def _from_folder(path, split):
 def _from_archive(path, split):
     files = {}
     try:
-        with tarfile.open(path) as archive:
+        with tarfile.open(path, "r:gz") as archive:
             for member in archive:
                 name = Path(member.name).name
                 if member.isfile() and name.removesuffix(".bin") in BATCHES[split]:
                     files[name] = archive.extractfile(member).read()
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise Error(f"{path} is not a whole .tar.gz file ({str(error).rstrip('.')}).") from error
+        raise Error(f"{path} is not a whole .tar.gz file ({reason(error)}).") from error
     missing = sorted({*BATCHES[split]} - {name.removesuffix(".bin") for name in files})
     if missing:
         raise Error(f"{path} has no {missing[0]}, one of the {len(BATCHES[split])} files of CIFAR-10's {split} images.")
@@ -94,7 +94,7 @@ def _parse_pickle(name, content):
     try:
         batch = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except pickle.UnpicklingError as error:
-        raise Error(f"{name} is not a batch of CIFAR-10 ({str(error).rstrip('.')}).") from error
+        raise Error(f"{name} is not a batch of CIFAR-10 ({reason(error)}).") from error
     except Exception as error:  # a damaged pickle can raise anything
         raise Error(f"{name} is damaged: its pickle cannot be read ({type(error).__name__}).") from error
     data, labels = (batch.get(b"data"), batch.get(b"labels")) if isinstance(batch, dict) else (None, None)

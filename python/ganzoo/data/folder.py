@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import lzma
 import math
 import os
+import struct
 import zipfile
 import zlib
 from collections import Counter
@@ -18,13 +20,15 @@ import torch
 
 from ganzoo.data.base import DataSet, Paired, Subset, Tensors, scaled
 from ganzoo.data.packed import Pack
-from ganzoo.errors import Error
+from ganzoo.errors import Error, reason
 from ganzoo.options import CountOrZero
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 GREY, COLOUR = ("1", "L", "LA"), ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB")
 MEMORY = 2**30
 """Bytes of pixels up to which a set lives in memory unless told otherwise."""
+UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+"""What reading a damaged file or zip may raise."""
 AT_ONCE = 64
 """Images that one thread decodes before it takes the next ones."""
 DOMAINS = {"train": (("a", "b"), ("A", "B"), ("trainA", "trainB")), "test": (("testA", "testB"),)}
@@ -117,8 +121,8 @@ class _Zip:
     def __init__(self, path):
         try:
             self._archive = zipfile.ZipFile(path)
-        except zipfile.BadZipFile as error:
-            raise Error(f"{path} is not a whole zip file ({str(error).rstrip('.')}).") from error
+        except UNREADABLE as error:
+            raise Error(f"{path} is not a whole zip file ({reason(error)}).") from error
 
     def listing(self):
         return sorted((i.filename, i.file_size, i.CRC) for i in self._archive.infolist() if not i.is_dir())
@@ -153,7 +157,7 @@ def _opened(file):
     except UnidentifiedImageError as error:
         raise _Damage("cannot be read as an image") from error
     except Exception as error:
-        raise _Damage(f"is damaged ({str(error).strip().rstrip('.') or type(error).__name__})") from error
+        raise _Damage(f"is damaged ({reason(error)})") from error
 
 
 def _header(file):
@@ -241,13 +245,13 @@ class _Decoder:
         try:
             with self._source.open(name) as file:
                 return _header(file)
-        except (OSError, RuntimeError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             raise _unreadable(error) from error
 
     def decode(self, name):
         try:
             content = self._source.read(name)
-        except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        except UNREADABLE as error:
             raise _unreadable(error) from error
         pixels = _decode(content, self._options.size, self.shape[0], self._halves)
         if pixels.shape != self.shape:
@@ -256,7 +260,7 @@ class _Decoder:
 
 
 def _unreadable(error):
-    return _Damage(f"cannot be read ({str(error).rstrip('.')})")
+    return _Damage(f"cannot be read ({reason(error)})")
 
 
 def _caught(function, item):
@@ -461,5 +465,5 @@ def _labels(names, whole):
         parts = {name: part[1:] for name, part in parts.items()}
     if any(len(part) == 1 for part in parts.values()):
         return None, None
-    classes = sorted({part[0] for part in parts.values()})
-    return torch.tensor([classes.index(parts[name][0]) for name in whole]), len(classes)
+    numbers = {folder: number for number, folder in enumerate(sorted({part[0] for part in parts.values()}))}
+    return torch.tensor([numbers[parts[name][0]] for name in whole]), len(numbers)

@@ -13,9 +13,11 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ganzoo.data.base import Tensors
-from ganzoo.errors import Error
+from ganzoo.errors import ArgumentError, Error, reason
+from ganzoo.options import CountOrZero
 
 PREFIXES = {"train": "train", "test": "t10k"}
 IMAGES, LABELS = "images{}idx3-ubyte{}", "labels{}idx1-ubyte{}"
@@ -37,9 +39,10 @@ def is_idx(path):
     return any(images_file(path, split) for split in PREFIXES) if path.is_dir() else "ubyte" in path.name
 
 
-def open_idx(path, *, split: Literal["train", "test"] = "train"):
+def open_idx(path, *, split: Literal["train", "test"] = "train", size: CountOrZero = 0):
     """MNIST-like images and labels from the folder of their IDX files, or from one file of images by itself.
 
+    `size` pads the images with black on all sides to size × size, as is usual for networks that double 4×4: 28 to 32.
     The labels are those of the file beside it whose name says `labels` for `images`; without one there are no classes.
     """
     path = Path(path)
@@ -54,10 +57,14 @@ def open_idx(path, *, split: Literal["train", "test"] = "train"):
         labels = torch.from_numpy(_read(found[0], dims=1).astype(np.int64))
         if len(labels) != len(images):
             raise Error(f"{found[0]} has {len(labels)} labels for the {len(images)} images of {images_path.name}.")
-    fields = {"image": torch.from_numpy(images).unsqueeze(1), "label": labels}
-    return Tensors(
-        str(path), fields, None if labels is None else int(labels.max()) + 1, split if path.is_dir() else "all"
-    )
+    images = torch.from_numpy(images).unsqueeze(1)
+    if size:
+        height, width = size - images.shape[2], size - images.shape[3]
+        if min(height, width) < 0:
+            raise ArgumentError("size", f"at least {max(images.shape[2:])}, as images are padded, not scaled", size)
+        images = F.pad(images, (width // 2, width - width // 2, height // 2, height - height // 2))
+    classes = None if labels is None else int(labels.max()) + 1
+    return Tensors(str(path), {"image": images, "label": labels}, classes, split if path.is_dir() else "all")
 
 
 def _read(path, dims):
@@ -66,7 +73,7 @@ def _read(path, dims):
         if path.suffix == ".gz":
             content = gzip.decompress(content)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise Error(f"{path} is not a whole gzip file ({str(error).rstrip('.')}).") from error
+        raise Error(f"{path} is not a whole gzip file ({reason(error)}).") from error
     if len(content) < 4 + 4 * dims or content[:2] != b"\0\0":
         raise Error(
             f"{path} is not an IDX file: it has {len(content)} bytes beginning with {content[:4].hex() or 'none'}."

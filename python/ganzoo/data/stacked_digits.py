@@ -7,6 +7,7 @@ import torch
 from ganzoo.data.base import DataSet
 from ganzoo.data.digits import open_digits
 from ganzoo.data.idx import open_idx
+from ganzoo.errors import ArgumentError
 from ganzoo.options import Count, CountOrZero
 
 
@@ -33,11 +34,19 @@ class Stacked(DataSet):
 
 
 def open_stacked_digits(
-    *, n: Count = 128_000, seed: CountOrZero = 0, source: str = "", split: Literal["all", "train", "test"] = "all"
+    *,
+    n: Count = 128_000,
+    seed: CountOrZero = 0,
+    source: str = "",
+    split: Literal["all", "train", "test"] = "all",
+    size: CountOrZero = 0,
 ):
-    """Random triples of scikit-learn's digits, or of the IDX files (MNIST) in the folder `source`, stacked on the channels."""
+    """Random triples of scikit-learn's digits, stacked on the channels, or of those in the folder `source` of IDX files (MNIST),
+    which `size` pads."""
     if source:
-        digits = open_idx(source, split="train" if split == "all" else split)
+        digits = open_idx(source, split="train" if split == "all" else split, size=size)
+    elif size:
+        raise ArgumentError("size", "0 without a source of IDX files", size)
     else:
         digits = open_digits(split=split)
     return Stacked(digits, n, seed)

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ganzoo.errors import Error
+from ganzoo.data.base import fingerprint
+from ganzoo.errors import Error, reason
 from ganzoo.files import cache_folder, write_atomically
 
 BATCH = 256
@@ -140,8 +141,7 @@ class Inception:
             torch.load(file, weights_only=True)  # the library would run what a pickle says
             network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(file))
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-            raise Error(f"{file} does not hold the weights of the Inception network ({reason}).") from error
+            raise Error(f"{file} does not hold the weights of the Inception network ({reason(error)}).") from error
         self._network, self._device = network.to(device), device
         self.name = f"Inception ({hashlib.sha256(content).hexdigest()[:8]})"
 
@@ -149,12 +149,3 @@ class Inception:
         pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         features, logits = self._network(pixels.expand(-1, 3, -1, -1).to(self._device))
         return features, logits.softmax(1)
-
-
-def fingerprint(data):
-    """A hash of all that a set has, its name and its split."""
-    total = hashlib.sha256(repr((data.name, data.split, len(data), data.shape)).encode())
-    for part in torch.arange(len(data)).split(1024):
-        for values in data.fetch(part).values():
-            total.update(values.cpu().numpy().tobytes())
-    return total.hexdigest()

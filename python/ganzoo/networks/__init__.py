@@ -9,8 +9,9 @@ def doublings(image_shape):
 
     Raises `ArgumentError` unless the images are square with a side of 8·2^k pixels.
     """
-    channels, height, width = image_shape
+    height, width = image_shape[1:] if len(image_shape) == 3 else (0, 0)
     count = (height // 4).bit_length() - 1
     if height != width or count < 1 or 4 * 2**count != height:
-        raise ArgumentError("images", "square with a side of 8, 16, 32, ... pixels", f"{height} x {width}")
+        size = " x ".join(map(str, image_shape))
+        raise ArgumentError("data", "square images with a side of 8, 16, 32, ... pixels for these networks", size)
     return count

@@ -31,6 +31,16 @@ def images_and(*constants, images):
     return inputs
 
 
+def weighted(op):
+    """An op whose derivatives, where the suite takes a sum of its output, do not cancel: its output times 1, 2, ... 11, 1, ..."""
+
+    def times_weights(*args):
+        out = op(*args)
+        return out * (torch.arange(out.numel(), device=out.device) % 11 + 1).reshape(out.shape).to(out.dtype)
+
+    return times_weights
+
+
 @dataclass(frozen=True)
 class Spec:
     """op(*inputs) against reference(*inputs).
@@ -38,7 +48,8 @@ class Spec:
     inputs(shape, dtype, device) makes the arguments. `images` and `differentiable` are the positions of those that come in
     several memory formats and of those with a derivative; `outputs` the positions of differentiable outputs. The last op of
     a chain has nothing differentiable: its derivative raises. `shapes` has the names of SHAPES, and may have more, of 2
-    dimensions and up. `bad` holds, by name, calls with bad input and a pattern of the one sentence they raise.
+    dimensions and up. `bad` holds, by name, calls with bad input and a pattern of the one sentence they raise. `distinct` is the
+    dimension along which an expanded tensor keeps its own values: for a statistic over the batch, 0.
 
     For the benchmarks: `real` has shapes of real networks by name; without any the op is not measured. `stock` is what people
     write without a kernel, where that is not the reference; `peers` holds call(modules, *inputs) by the name of a peer
@@ -55,6 +66,7 @@ class Spec:
     second_order: bool = True
     shapes: dict = field(default_factory=lambda: SHAPES)
     bad: dict[str, tuple[Callable, str]] = field(default_factory=dict)
+    distinct: int = 1
     real: dict[str, tuple[int, ...]] = field(default_factory=dict)
     stock: Callable | None = None
     peers: dict[str, Callable] = field(default_factory=dict)

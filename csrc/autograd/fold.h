@@ -1,0 +1,56 @@
+// What a node of a critic's graph must provide so that loss and penalty can share one backward (derivation: docs/regularised-loss.md).
+#pragma once
+
+#include <string>
+
+#include "nodes.h"
+
+namespace gk {
+
+// Shared by the node that receives the gradients of loss and penalty and the nodes that make the weights' gradients after it.
+struct Fold : c10::intrusive_ptr_target {
+  Tensor slopes;  // l'_i = d loss / d score_i in the backward pass under way; undefined where the loss takes no part
+
+  // l' of the sample that each row of t belongs to, in t's dtype and ready to be multiplied with it
+  Tensor rows(const Tensor& t) const {
+    auto shape = at::SymDimVector(t.dim(), 1);
+    shape[0] = t.sym_size(0);
+    const auto of_rows = slopes.to(t.scalar_type()).unsqueeze(1).expand_symint({slopes.sym_size(0), shape[0] / slopes.sym_size(0)});
+    return of_rows.reshape_symint(shape);
+  }
+};
+using FoldPtr = c10::intrusive_ptr<Fold>;
+
+// A forward node that knows whether it keeps samples apart: whether its gradient maps rows (dimension 0) to the same rows only.
+struct KnowsRows {
+  virtual bool keeps_rows(size_t input, c10::SymIntArrayRef in, c10::SymIntArrayRef out) const = 0;
+  virtual ~KnowsRows() = default;
+};
+
+// A forward node whose parameters' gradients are made in the second backward, from the tangent: while `fold` is set it hands it to
+// the node that it makes in the first backward, which adds l' times the activation to the tangent.
+struct FoldsWeights {
+  FoldPtr fold;
+  bool input_wanted = true;  // false once the gradient in the critic's input has been taken
+  virtual ~FoldsWeights() = default;
+};
+
+// Declares that stock or registered nodes of this name keep rows: in and out then have the same size in dimension 0.
+void declare_keeps_rows(const std::string& node_name);
+
+struct Step {
+  NodePtr node;
+  std::string why_not;             // empty when the fold knows the node
+  std::vector<size_t> parameters;  // edges out of x's reach that need a gradient
+};
+
+// The nodes between score and x, and whether loss and penalty can share one backward.
+struct Critic {
+  std::vector<Step> steps;
+  std::vector<NodePtr> entries;  // the nodes that take x itself
+  std::string why_not;           // the score's part in it
+  bool folds = true;
+};
+Critic examine(const Tensor& score, const Tensor& x);
+
+}  // namespace gk

@@ -1,0 +1,513 @@
+"""Loss and penalty in one backward against stock autograd: random critics, critics that relate samples, passes counted, ways of use."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import gankernels as gk
+from tests.ops.test_fast_double_backward import ConvolutionCalls, convolutions_of_compiled, critic
+from tests.ops.test_penalties import CRITICS, batch
+
+GAMMA = 3.0
+
+
+def softplus_loss(scores):
+    return F.softplus(-scores).mean()
+
+
+def stock_loss(model, x, loss=softplus_loss, args=()):
+    x = x.detach().clone().requires_grad_()
+    outputs = model(x, *args)
+    scores = outputs[0] if isinstance(outputs, tuple) else outputs
+    (g,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
+    return loss(scores) + GAMMA / 2 * g.flatten(1).square().sum(1).mean()
+
+
+def our_loss(model, x, loss=softplus_loss, args=(), **options):
+    regularized = gk.regularized_scores(model, x, GAMMA, critic_args=args, **options)
+    return loss(regularized.scores) + regularized.penalty
+
+
+def folded(model, x, **options):
+    """Whether loss and penalty share a backward."""
+    return "Regularized" in gk.regularized_scores(model, x, GAMMA, **options).penalty.grad_fn.name()
+
+
+def gradients(loss, parameters):
+    return torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+
+
+def assert_equal_to_stock(model, x, loss=softplus_loss, args=(), tolerance=1e-10, ours=our_loss):
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    theirs, mine = stock_loss(model, x, loss, args), ours(model, x, loss, args)
+    assert torch.allclose(mine, theirs, rtol=tolerance, atol=tolerance)
+    stock = gradients(theirs, parameters)
+    scale = max([1.0, *(float(g.abs().max()) for g in stock if g.numel())])
+    for a, b in zip(gradients(mine, parameters), stock, strict=True):
+        assert (a - b).abs().max() <= tolerance * scale
+
+
+# --- random critics ---
+
+
+class Scale(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.scale, self.offset = nn.Parameter(torch.randn(channels, 1, 1)), nn.Parameter(torch.randn(channels, 1, 1))
+
+    def forward(self, x):
+        return x * self.scale + self.offset
+
+
+class Residual(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return x + self.inner(x)
+
+
+class Twice(nn.Sequential):
+    """A shared sub-module."""
+
+    def forward(self, x):
+        return super().forward(super().forward(x))
+
+
+class Gate(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.value, self.gate = nn.Conv2d(channels, channels, 1), nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        return self.value(x) * torch.sigmoid(self.gate(x))
+
+
+class Branches(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.left, self.right = nn.Conv2d(channels, 2, 1), nn.Conv2d(channels, 2, 3, padding=1)
+
+    def forward(self, x):
+        a, b = torch.cat([F.relu(self.left(x)), self.right(x)], 1).chunk(2, 1)
+        return torch.cat([a[:, :1], b, a], 1)
+
+
+class Attention(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).flatten(2).transpose(1, 2).chunk(3, -1)
+        return (torch.softmax(q @ k.mT, -1) @ v).transpose(1, 2).reshape(x.shape)
+
+
+class Statistic(nn.Module):
+    """Minibatch standard deviation: relates samples."""
+
+    def forward(self, x):
+        deviation = (x.var(0, correction=0) + 1e-8).sqrt().mean()
+        return torch.cat([x, deviation.expand(len(x), 1, *x.shape[2:])], 1)
+
+
+class Sequence(nn.Module):
+    """Periods of a signal as rows, as vocoders' discriminators read it."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, (3, 1), padding=(1, 0), groups=channels)
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        signal = F.pad(x.reshape(n, c, h * w), (1, 2), "reflect")[..., : h * w]
+        return F.leaky_relu(self.conv(signal.reshape(n, c, w, h)).reshape(x.shape), 0.1)
+
+
+def frozen(module):
+    return module.requires_grad_(False)
+
+
+# name -> (module of so many channels, channels after it, whether size may be odd or small)
+LAYERS = {
+    "conv": lambda c: (nn.Conv2d(c, 3, 3, padding=1), 3),
+    "conv_strided": lambda c: (nn.Conv2d(c, 4, 4, 2, 1), 4),
+    "conv_grouped": lambda c: (nn.Conv2d(c, 2 * c, 3, padding=1, groups=c, bias=False), 2 * c),
+    "conv_reflect": lambda c: (nn.Conv2d(c, 2, 3, padding=1, padding_mode="reflect"), 2),
+    "conv_frozen": lambda c: (frozen(nn.Conv2d(c, 3, 3, padding=1)), 3),
+    "conv_transposed": lambda c: (nn.ConvTranspose2d(c, 2, 3, 1, 1), 2),
+    "twice": lambda c: (Twice(nn.Conv2d(c, c, 3, padding=1), nn.LeakyReLU(0.2)), c),
+    "residual": lambda c: (
+        Residual(nn.Sequential(nn.Conv2d(c, 3, 1), nn.LeakyReLU(0.2, inplace=True), nn.Conv2d(3, c, 3, padding=1))),
+        c,
+    ),
+    "branches": lambda c: (Branches(c), 5),
+    "gate": lambda c: (Gate(c), c),
+    "attention": lambda c: (Attention(c), c),
+    "sequence": lambda c: (Sequence(c), c),
+    "scale": lambda c: (Scale(c), c),
+    "leaky_relu": lambda c: (nn.LeakyReLU(0.2), c),
+    "relu": lambda c: (nn.ReLU(), c),
+    "hardtanh": lambda c: (nn.Hardtanh(), c),
+    "silu": lambda c: (nn.SiLU(), c),
+    "gelu": lambda c: (nn.GELU(), c),
+    "tanh": lambda c: (nn.Tanh(), c),
+    "softplus": lambda c: (nn.Softplus(), c),
+    "elu": lambda c: (nn.ELU(), c),
+    "group_norm": lambda c: (nn.GroupNorm(1, c), c),
+    "batch_norm_eval": lambda c: (nn.BatchNorm2d(c).eval(), c),
+    "batch_norm": lambda c: (nn.BatchNorm2d(c), c),
+    "instance_norm": lambda c: (nn.InstanceNorm2d(c, affine=True), c),
+    "statistic": lambda c: (Statistic(), c + 1),
+    "max_pool": lambda c: (nn.MaxPool2d(3, 1, 1), c),
+    "avg_pool": lambda c: (nn.AvgPool2d(2), c),
+    "upsample": lambda c: (nn.Upsample(scale_factor=2, mode="bilinear"), c),
+    "pixel_unshuffle": lambda c: (nn.PixelUnshuffle(2), 4 * c),
+}
+RELATES_SAMPLES = {"batch_norm", "instance_norm", "statistic"}
+HEADS = {
+    "flatten": lambda c, s: nn.Sequential(nn.Flatten(), nn.Linear(c * s * s, 1)),
+    "pool": lambda c, s: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, 3), nn.ReLU(), nn.Linear(3, 1)),
+    "conv": lambda c, s: nn.Sequential(nn.Conv2d(c, 1, s), nn.Flatten(0)),
+    "layer_norm": lambda c, s: nn.Sequential(nn.Flatten(), nn.LayerNorm(c * s * s), nn.Linear(c * s * s, 1)),
+    "patches": lambda c, s: nn.Conv2d(c, 1, 1),  # several scores per sample
+}
+
+
+class RandomCritic(nn.Sequential):
+    def __init__(self, layers, head, size=4):
+        channels, modules, self.relates = 2, [], set()
+        for name in layers:
+            if (name in ("conv_strided", "avg_pool", "pixel_unshuffle") and size < 4) or (name == "upsample" and size > 4):
+                continue
+            module, after = LAYERS[name](channels)
+            if after > 8:
+                continue
+            channels = after
+            size = size // 2 if name in ("conv_strided", "avg_pool", "pixel_unshuffle") else 2 * size if name == "upsample" else size
+            modules.append(module)
+            self.relates |= {name} & RELATES_SAMPLES
+        super().__init__(*modules, HEADS[head](channels, size))
+        self.relates = self.relates or head == "patches"
+
+
+@settings(max_examples=500, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(
+    layers=st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=5),
+    head=st.sampled_from(sorted(HEADS)),
+    seed=st.integers(0, 99),
+)
+def test_random_critics_get_stock_gradients(layers, head, seed):
+    torch.manual_seed(seed)
+    model, x = RandomCritic(layers, head).double(), torch.randn(3, 2, 4, 4, dtype=torch.float64)
+    assert_equal_to_stock(model, x)
+    if model.relates:
+        assert not folded(model, x)
+    elif "instance_norm" not in layers:
+        assert folded(model, x)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_critics_compiled(seed):
+    torch.manual_seed(seed)
+    names = sorted(LAYERS)
+    layers = [names[i] for i in torch.randint(len(names), (4,))]
+    model, x = RandomCritic(layers, sorted(HEADS)[seed % 4]).double(), torch.randn(3, 2, 4, 4, dtype=torch.float64)
+    compiled = torch.compile(lambda x: our_loss(model, x), fullgraph=True, backend="aot_eager")
+    assert_equal_to_stock(model, x, ours=lambda model, x, *_: compiled(x))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("name", CRITICS)
+def test_critics_as_users_write_them(name):
+    make, args, _ = CRITICS[name]
+    assert_equal_to_stock(make().double(), batch()[0], args=args)
+
+
+# --- critics that relate samples, in ways that a careless look at shapes would miss: batch and features have one size ---
+
+N = 4
+RELATING = {
+    "transpose": lambda h: h.t(),
+    "mean_over_batch": lambda h: h - h.mean(0, keepdim=True),
+    "sum_over_batch": lambda h: h + h.sum(0),
+    "softmax_over_batch": lambda h: torch.softmax(h, 0),
+    "roll": lambda h: h.roll(1, 0),
+    "flip": lambda h: h.flip(0),
+    "gram": lambda h: h @ h.t(),
+    "weights_from_input": lambda h: F.linear(h.detach(), h),
+    "shuffle": lambda h: h[torch.tensor([1, 0, 3, 2])],
+    "sort": lambda h: h.sort(0).values,
+    "batch_statistics": lambda h: F.batch_norm(h, None, None, training=True),
+    "columns_as_rows": lambda h: h.reshape(2, 2, N).transpose(0, 1).reshape(N, N),
+    "broadcast": lambda h: h + h[:, 0],
+    "unbatched_convolution": lambda h: F.conv1d(h, torch.ones(N, N, 1, dtype=h.dtype)),
+    "stack": lambda h: torch.stack([h[:, 0], h[:, 1], h[:, 2], h[:, 3]], 0),
+    "cumulative": lambda h: h.cumsum(0),
+}
+
+
+class Relating(nn.Module):
+    def __init__(self, relate):
+        super().__init__()
+        self.relate, self.body, self.head = relate, nn.Linear(3, N), nn.Linear(N, 1)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.relate(self.body(x))))
+
+
+@pytest.mark.parametrize("name", RELATING)
+def test_critics_that_relate_samples_are_not_folded(name):
+    model, x = Relating(RELATING[name]).double(), torch.randn(N, 3, dtype=torch.float64)
+    assert not folded(model, x)
+    assert_equal_to_stock(model, x)
+
+
+def test_hooks_on_the_way_are_not_folded():
+    model, x = Relating(lambda h: h).double(), torch.randn(N, 3, dtype=torch.float64)
+    assert folded(model, x)
+    model = Relating(lambda h: (h.register_hook(lambda g: g.clamp(-0.1, 0.1)), h)[1]).double()
+    assert not folded(model, x)
+    model = Relating(lambda h: h).double()
+    model.head.register_full_backward_hook(lambda *_: None)
+    assert not folded(model, x)
+
+
+# --- passes ---
+
+
+def calls_of(function):
+    with ConvolutionCalls() as calls:
+        function()
+    return calls.forward, calls.input, calls.weight
+
+
+def test_piecewise_linear_takes_four_passes_loss_included():
+    model, x = critic(), torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    assert calls_of(lambda: our_loss(model, x).backward()) == (6, 3, 3)
+    # one by one the loss adds its own adjoint and weight gradient, but no gradient in the images
+    assert calls_of(lambda: our_loss(model, x, fold=False).backward()) == (6, 5, 6)
+
+
+def test_smooth_takes_six_passes_below_the_activation_and_four_above():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.SiLU(), nn.Conv2d(4, 4, 3), nn.LeakyReLU(0.2), nn.Conv2d(4, 1, 10), nn.Flatten()
+    ).double()  # fmt: skip
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    # no tangent is needed above the last weights, those of a convolution here; the adjoint of SiLU's second derivative goes through the
+    # second convolution and into the weights of the first two
+    assert calls_of(lambda: our_loss(model, x).backward()) == (4 + 3, 4 + 1, 4 + 2)
+
+
+def test_without_the_penalty_there_is_no_tangent():
+    model, x = critic(), torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    scores = gk.regularized_scores(model, x).scores
+    assert calls_of(lambda: softplus_loss(scores).backward()) == (0, 0, 3)
+    ours = [p.grad.clone() for p in model.parameters()]
+    for a, b in zip(ours, gradients(softplus_loss(model(x)), list(model.parameters())), strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-14)
+
+
+def test_without_the_loss_it_is_the_penalty():
+    model, x = critic(), torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    parameters = list(model.parameters())
+    ours = gradients(gk.regularized_scores(model, x, GAMMA).penalty, parameters)
+    for a, b in zip(ours, gradients(gk.r1_penalty(model, x, GAMMA), parameters), strict=True):
+        assert torch.equal(a, b)
+
+
+# --- explain ---
+
+
+def test_explain_counts_the_passes():
+    told = gk.explain(critic(), torch.randn(2, 3, 16, 16, dtype=torch.float64))
+    assert told.folds and told.reason == ""
+    assert all(0.95 <= cost <= 1 for cost in told.passes.values()) and told.passes["forward"] == 1
+    assert told.operations[0] == ("0", "gankernels::Convolution", "weights' gradient shared by loss and penalty")
+    assert str(told).startswith("one backward for loss and penalty: ") and "\n" not in str(told).split("module")[0].strip()
+
+
+def test_explain_names_the_module_that_relates_samples():
+    model = critic()
+    model[1] = nn.Sequential(nn.BatchNorm2d(8), nn.LeakyReLU(0.2)).double()
+    told = gk.explain(model, torch.randn(2, 3, 16, 16, dtype=torch.float64))
+    assert not told.folds and told.reason.startswith("1.0: ") and "relates samples" in told.reason
+    assert sum(told.passes.values()) > 5.5, "two more passes: the loss's adjoint and weight gradient"
+    assert ("1.0", "NativeBatchNormBackward0", "not folded: relates samples to each other, or may") in told.operations
+    assert all(p.grad is None for p in model.parameters())
+
+
+# --- ways of use ---
+
+
+def test_relativistic_loss_with_both_penalties():
+    model, real, fake = critic(), *torch.randn(2, 2, 3, 16, 16, dtype=torch.float64)
+    parameters = list(model.parameters())
+
+    def coupled(score):
+        (a, r1), (b, r2) = score(real), score(fake)
+        return F.softplus(b - a).mean() + r1 + r2
+
+    def stock(x):
+        x = x.clone().requires_grad_()
+        scores = model(x)
+        (g,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
+        return scores, GAMMA / 2 * g.flatten(1).square().sum(1).mean()
+
+    ours = coupled(lambda x: gk.regularized_scores(model, x, GAMMA)[:2])
+    assert calls_of(ours.backward) == (6, 0, 6)
+    for p, b in zip(parameters, gradients(coupled(stock), parameters), strict=True):
+        assert torch.allclose(p.grad, b, rtol=1e-10, atol=1e-14)
+
+
+class TwoHeads(nn.Module):
+    """A score projected on labels, and classes from the same trunk."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(6, 8), nn.LeakyReLU(0.2), nn.Linear(8, 8), nn.LeakyReLU(0.2))
+        self.score, self.classes, self.embed = nn.Linear(8, 1), nn.Linear(8, 5), nn.Embedding(5, 8)
+
+    def forward(self, x, labels):
+        h = self.trunk(x)
+        return self.score(h) + (self.embed(labels) * h).sum(1, keepdim=True), self.classes(h)
+
+
+def test_labels_several_outputs_and_another_loss():
+    model, x, labels = TwoHeads().double(), torch.randn(3, 6, dtype=torch.float64), torch.tensor([1, 4, 1])
+    parameters = list(model.parameters())
+    assert folded(model, x, critic_args=(labels,))
+    ours = gk.regularized_scores(model, x, GAMMA, critic_args=(labels,))
+    loss = softplus_loss(ours.scores) + ours.penalty + F.cross_entropy(ours.outputs[1], labels)
+    stock = stock_loss(model, x, args=(labels,)) + F.cross_entropy(model(x, labels)[1], labels)
+    for a, b in zip(gradients(loss, parameters), gradients(stock, parameters), strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-14)
+
+
+def test_accumulation_loss_scaling_and_repeated_backward():
+    model, xs = critic(), torch.randn(2, 2, 3, 16, 16, dtype=torch.float64)
+    for x in xs:
+        loss = our_loss(model, x) * 1024
+        loss.backward(retain_graph=True)
+        loss.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+    stock = gradients(sum(stock_loss(model, x) for x in xs), list(model.parameters()))
+    for p, b in zip(model.parameters(), stock, strict=True):
+        assert torch.allclose(p.grad, 2048 * b, rtol=1e-10, atol=1e-10)
+
+
+def test_autocast():
+    model, x = critic().float(), torch.randn(4, 3, 16, 16)
+    exact = gradients(stock_loss(model, x), list(model.parameters()))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = our_loss(model, x, lambda s: softplus_loss(s.float()))
+    assert folded(model, x)
+    for a, b in zip(gradients(loss, list(model.parameters())), exact, strict=True):
+        assert a.dtype == torch.float32 and (a - b).norm() <= 0.05 * b.norm()
+
+
+def test_batch_of_one():
+    assert_equal_to_stock(critic(), torch.randn(1, 3, 16, 16, dtype=torch.float64))
+
+
+def test_spectral_norm_and_shared_weights():
+    model = nn.Sequential(nn.Linear(4, 4), nn.LeakyReLU(0.2), nn.Linear(4, 4), nn.LeakyReLU(0.2), nn.Linear(4, 1)).double()
+    model[2].weight = model[0].weight
+    gk.nn.spectral_norm(model[4])
+    model.eval()  # no further iteration between the two
+    x = torch.randn(3, 4, dtype=torch.float64)
+    assert folded(model, x)
+    assert_equal_to_stock(model, x)
+
+
+def test_compiled_step_takes_four_passes():
+    model, x = critic(), torch.randn(2, 3, 16, 16, dtype=torch.float64)
+
+    def step(x):
+        our_loss(model, x).backward()
+
+    calls = convolutions_of_compiled(step, x)
+    assert calls == {"forward": 6, "input": 3, "weight": 3}
+    for p, b in zip(model.parameters(), gradients(stock_loss(model, x), list(model.parameters())), strict=True):
+        assert torch.allclose(p.grad, b, rtol=1e-10, atol=1e-14)
+
+
+def _data_parallel(rank, file, xs, state, results):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    model = critic()
+    model.load_state_dict(state)
+    parallel = nn.parallel.DistributedDataParallel(model)
+    our_loss(parallel, xs[rank]).backward()
+    if rank == 0:
+        results.put([p.grad.numpy() for p in model.parameters()])
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_data_parallel_training(tmp_path):
+    model, xs = critic(), torch.randn(2, 2, 3, 16, 16, dtype=torch.float64)
+    context = torch.multiprocessing.get_context("spawn")
+    results = context.Queue()
+    arguments = (tmp_path / "store", xs, model.state_dict(), results)
+    processes = [context.Process(target=_data_parallel, args=(rank, *arguments)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    ours = results.get(timeout=120)
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    stock = gradients(stock_loss(model, xs.flatten(0, 1)), list(model.parameters()))
+    for a, b in zip(ours, stock, strict=True):
+        assert torch.allclose(torch.from_numpy(a), b, rtol=1e-10, atol=1e-14)
+
+
+def test_differentiating_twice_says_so():
+    model, x = critic(), torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    parameters = list(model.parameters())
+    with pytest.raises(NotImplementedError, match="differentiable once.*fold=False"):
+        torch.autograd.grad(our_loss(model, x), parameters, create_graph=True)
+    torch.autograd.grad(our_loss(model, x, fold=False), parameters, create_graph=True)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: F.leaky_relu_(x, 0.2).flatten(1).sum(1), "in place"),
+        (lambda x: x.mul_(2).flatten(1).sum(1), "in place"),
+        (lambda x: x.view(4, -1)[:, 0], "a view of it"),
+        (lambda x: x, "a view of it"),
+        (lambda x: x.detach().flatten(1).sum(1), "must depend on its input"),
+        (lambda x: nn.Linear(2, 1)(torch.ones(4, 2)), "must depend on its input"),
+    ],
+)
+def test_a_critic_that_cannot_be_regularized_is_one_sentence(call, message):
+    x = torch.randn(4, 3)
+    with pytest.raises(RuntimeError, match=message) as error:
+        gk.regularized_scores(call, x)
+    assert str(error.value).startswith("gankernels.regularized_scores: ") and str(error.value).count(". ") == 0
+
+
+def test_a_critic_that_writes_to_its_input_under_no_grad():
+    def call(x):
+        with torch.no_grad():
+            x.mul_(2)
+        return x.flatten(1).sum(1)
+
+    with pytest.raises(RuntimeError, match="in place"):
+        gk.regularized_scores(call, torch.randn(4, 3))
+
+
+def test_no_grad_is_one_sentence():
+    with torch.no_grad(), pytest.raises(RuntimeError, match="gankernels.regularized_scores: gradients must be enabled"):
+        gk.regularized_scores(critic(), torch.randn(2, 3, 16, 16, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("gamma", "error"), [(-1.0, ValueError), (float("nan"), ValueError), ("a", TypeError)])
+def test_gamma_is_checked(gamma, error):
+    with pytest.raises(error, match="gankernels.regularized_scores: gamma"):
+        gk.regularized_scores(critic(), torch.randn(2, 3, 16, 16, dtype=torch.float64), gamma)
