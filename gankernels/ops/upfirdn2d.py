@@ -46,8 +46,8 @@ def four(padding):
 
 
 def taps_of(f):
-    """Across and down."""
-    return f.shape[-1], f.shape[0]
+    """Across and down; 1 where there is no filter."""
+    return (1, 1) if f is None else (f.shape[-1], f.shape[0])
 
 
 # --- fake and derivatives ---
