@@ -152,7 +152,9 @@ def prepare(device, step, names):
         stock, exact = gradients("stock"), gradients("stock", torch.float64)
         for name in names:
             if name.startswith(OURS):
-                assert_accurate(gradients(name), stock, exact, f"gradients of {name}")
+                # compiled code may round the other way where an activation switches, which moves the gradient by a unit's share
+                rounding = 2**-8 if name.endswith("_compiled") else None
+                assert_accurate(gradients(name), stock, exact, f"gradients of {name}", rounding)
 
     def run(name):
         this_side = side(name)
