@@ -6,6 +6,7 @@ Each takes the op's own arguments, runs in any dtype on any device, and differen
 from .ops.attention import reference as scaled_dot_product_attention
 from .ops.bias_act import reference as bias_act
 from .ops.clip_weights import reference as clip_weights_
+from .ops.filtered_lrelu import reference as filtered_lrelu
 from .ops.fma import reference as fma
 from .ops.gelu import reference as gelu
 from .ops.grad_norm_penalty import reference as grad_norm_penalty
@@ -24,6 +25,7 @@ __all__ = [
     "adam_",
     "bias_act",
     "clip_weights_",
+    "filtered_lrelu",
     "fma",
     "gelu",
     "grad_norm_penalty",
