@@ -22,8 +22,9 @@ OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Storage size calcula
 
 def list_command():
     """List the variants."""
+    width = max(map(len, list_variants()))
     for name in list_variants():
-        print(f"{name:10}{variant_class(name).__doc__.splitlines()[0]}")
+        print(f"{name:{width}}  {variant_class(name).__doc__.splitlines()[0]}")
 
 
 def sample_command(
@@ -38,14 +39,18 @@ def sample_command(
         out: The PNG to write.
     """
     from ganzoo.plots import save_samples
+    from ganzoo.training import distributed
     from ganzoo.training.checkpoint import load
 
     if n < 1:
         raise ArgumentError("n", "at least 1", n)
+    distributed.join("cpu")
     images = load(run).sample(n, seed=seed)
-    with _writing("out", out):
-        save_samples(out, images)
-    print(f"Wrote {out}")
+    if distributed.rank() == 0:
+        with _writing("out", out):
+            save_samples(out, images)
+        print(f"Wrote {out}")
+    distributed.leave()
 
 
 def interpolate_command(
@@ -102,10 +107,14 @@ def evaluate_command(
         seed: Decides the latents.
         device: Where the extractor runs.
     """
+    from ganzoo.training import distributed
     from ganzoo.training.evaluate import evaluate_run
 
-    for figure in evaluate_run(run, data=data, n=n, extractor=extractor, seed=seed, device=device):
-        print(figure)
+    distributed.join("cpu")
+    figures = evaluate_run(run, data=data, n=n, extractor=extractor, seed=seed, device=device)
+    if distributed.rank() == 0:
+        print(*figures, sep="\n")
+    distributed.leave()
 
 
 def reproduce_command(run: Annotated[str, Positional, arg(metavar="RUN")], runs: str = "runs"):

@@ -45,7 +45,7 @@ def test_the_means_over_processes_are_the_values_themselves_when_there_is_one():
     assert distributed.size() == 1 and distributed.rank() == 0
 
 
-def test_a_process_that_dies_ends_the_run_and_the_run_can_be_resumed(python, tmp_path):
+def test_a_process_that_dies_ends_the_run_which_can_be_resumed_and_sampled(python, tmp_path):
     options = "--width 2 --latent 4 --batch 4 --save-every 5 --no-tensorboard --compare-blocks 0".split()
     process = python(*TORCHRUN, "-m", "ganzoo", "train", "gan", *options, "--steps", "100000", "--runs", str(tmp_path))
     deadline = time.time() + 100
@@ -67,3 +67,12 @@ def test_a_process_that_dies_ends_the_run_and_the_run_can_be_resumed(python, tmp
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 0, errors
     assert load_checkpoint(run)["steps"] == steps + 3
+
+    drawn = []
+    for number, launcher in enumerate(([], TORCHRUN)):
+        out = tmp_path / f"{number}.png"
+        process = python(*launcher, "-m", "ganzoo", "sample", str(run), "--n", "600", "--out", str(out))
+        _, errors = process.communicate(timeout=100)
+        assert process.returncode == 0, errors
+        drawn.append(out.read_bytes())
+    assert drawn[0] == drawn[1]

@@ -10,6 +10,7 @@ import ganzoo.data
 from ganzoo.errors import ArgumentError, Error
 from ganzoo.files import write_atomically
 from ganzoo.metrics.evaluate import evaluate, sample_count
+from ganzoo.training import distributed
 from ganzoo.training.checkpoint import load
 from ganzoo.training.run import open_data, read_config
 
@@ -30,8 +31,8 @@ def evaluate_run(run, *, data="", n=0, extractor="", seed=1, device="cpu"):
     n = n or sample_count(reference)
     labels = torch.arange(n) % generator.data.classes if generator.variant.conditional else None
     samples = generator.sample(n, seed=seed, labels=labels)
-    figures = evaluate(samples, reference, extractor, labels, device)
-    if folder.is_dir():
+    figures = distributed.from_first(lambda: evaluate(samples, reference, extractor, labels, device))
+    if folder.is_dir() and distributed.rank() == 0:
         path = folder / EVALUATION
         lines = [json.dumps({"step": generator.steps, "seed": seed, **asdict(figure)}) + "\n" for figure in figures]
         write_atomically(path, ((path.read_text() if path.exists() else "") + "".join(lines)).encode())
