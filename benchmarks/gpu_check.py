@@ -31,7 +31,6 @@ BENCHMARKS = [
     ("test_weights.py", ""),
     ("test_ops.py", ""),
     ("test_steps.py", ""),
-    ("test_streaming.py", ""),
     ("test_latency.py", ""),
     ("test_gradient_penalty.py", "compiled"),
     ("test_spectral_norm.py", "compiled"),
