@@ -62,7 +62,7 @@ def by_the_loop(variant, data, folder):
             yield
 
 
-def test_overhead_of_the_loop(benchmark, tmp_path):
+def test_overhead_of_the_loop(tmp_path):
     torch.set_num_threads(1)
     data = open_data("digits")
     images = data.fetch(torch.arange(len(data)))["image"]
@@ -75,39 +75,31 @@ def test_overhead_of_the_loop(benchmark, tmp_path):
             next(loop)
         return (time.perf_counter() - began) / STEPS
 
-    def interleaved():
-        for number in range(BLOCKS):
-            for name in sorted(loops, reverse=number % 2 == 1):
-                seconds[name].append(block(loops[name]))
-
     for loop in loops.values():
         block(loop)
-    benchmark.pedantic(interleaved, rounds=1)
+    for number in range(BLOCKS):
+        for name in sorted(loops, reverse=number % 2 == 1):
+            seconds[name].append(block(loops[name]))
     hand, ours = median(seconds["by hand"]), median(seconds["the loop"])
-    pairs = [b / a for a, b in zip(seconds["by hand"], seconds["the loop"])]
-    benchmark.extra_info.update(by_hand_ms=hand * 1e3, loop_ms=ours * 1e3, overhead=median(pairs) - 1)
-    print(f"by hand {hand * 1e3:.2f} ms a step, the loop {ours * 1e3:.2f} ms: {median(pairs) - 1:+.1%}")
+    overhead = median(b / a for a, b in zip(seconds["by hand"], seconds["the loop"])) - 1
+    print(f"by hand {hand * 1e3:.2f} ms a step, the loop {ours * 1e3:.2f} ms: {overhead:+.1%}")
     for loop in loops.values():
         loop.close()
+    assert overhead <= 0.03
 
 
-def test_stall_of_a_checkpoint_of_100_mb(benchmark, tmp_path):
+def test_stall_of_a_checkpoint_of_100_mb(tmp_path):
     torch.set_num_threads(1)
     variant = create("gan", batch=2)
     trainer = Trainer(variant, torch.rand(2, 1, 8, 8))
     trainer.networks = Networks(generator=trainer.networks.generator, discriminator=torch.nn.Linear(5000, 5000))
     stalls = []
-
-    def saved():
-        with Saver(tmp_path) as saver:
-            for _ in range(3):
-                began = time.perf_counter()
-                saver.save(trainer)
-                stalls.append(time.perf_counter() - began)
-                saver.wait()
-
-    benchmark.pedantic(saved, rounds=1)
+    with Saver(tmp_path) as saver:
+        for _ in range(3):
+            began = time.perf_counter()
+            saver.save(trainer)
+            stalls.append(time.perf_counter() - began)
+            saver.wait()
     size = (tmp_path / "checkpoint.pt").stat().st_size
-    assert size > 100e6
-    benchmark.extra_info.update(stall_s=median(stalls), bytes=size)
     print(f"{size / 1e6:.0f} MB: training stood still for {median(stalls) * 1e3:.0f} ms")
+    assert size > 100e6 and max(stalls) < 1
