@@ -49,7 +49,7 @@ def test_a_process_that_dies_ends_the_run_which_can_be_resumed_and_sampled(pytho
     options = "--width 2 --latent 4 --batch 4 --save-every 5 --no-tensorboard --compare-blocks 0".split()
     process = python(*TORCHRUN, "-m", "ganzoo", "train", "gan", *options, "--steps", "100000", "--runs", str(tmp_path))
     deadline = time.time() + 100
-    while not list(tmp_path.glob("*/samples/000005.png")) and time.time() < deadline and process.poll() is None:
+    while not list(tmp_path.glob("*/samples/000015.png")) and time.time() < deadline and process.poll() is None:
         time.sleep(0.05)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     victim = next(c for c in children if "RANK=1" in Path(f"/proc/{c}/environ").read_text().split("\0"))
