@@ -99,8 +99,8 @@ class ModulatedConv2d(nn.Module):
 
 
 def install(name: str = "op") -> ModuleType:
-    """Puts the package `name` in place, with the submodules fused_act, upfirdn2d and conv2d_gradfix, also over one already imported.
-    Call it before the code that uses it is imported. A second call with the same name changes nothing."""
+    """Puts the package `name` in place, with the submodules fused_act, upfirdn2d and conv2d_gradfix, also over one already
+    imported. Call it before the code that uses it is imported. A second call with the same name changes nothing."""
     there = sys.modules.get(name)
     if getattr(there, "FusedLeakyReLU", None) is FusedLeakyReLU:
         return there

@@ -3,9 +3,9 @@
     import gankernels.compat.stylegan3
     gankernels.compat.stylegan3.install()
 
-answers for torch_utils.ops.{bias_act, upfirdn2d, filtered_lrelu, conv2d_gradfix, conv2d_resample, grid_sample_gradfix, fma}; the rest of a
-checkout's torch_utils stays its own. Signatures are the public ones; `impl="ref"` is the plain PyTorch reference, "cuda" (the default
-everywhere, as there) the kernels, on whatever device the tensors are.
+answers for torch_utils.ops.{bias_act, upfirdn2d, filtered_lrelu, conv2d_gradfix, conv2d_resample, grid_sample_gradfix, fma};
+the rest of a checkout's torch_utils stays its own. Signatures are the public ones; `impl="ref"` is the plain PyTorch
+reference, "cuda" (the default everywhere, as there) the kernels, on whatever device the tensors are.
 """
 
 from __future__ import annotations

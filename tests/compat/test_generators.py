@@ -1,5 +1,5 @@
-"""Two small GANs, one written the StyleGAN2 way and one the StyleGAN3 way, against the module names of the shims: images, R1 and path
-length are those of the references, in value and gradient."""
+"""Two small GANs, one written the StyleGAN2 way and one the StyleGAN3 way, against the module names of the shims: images, R1 and
+path length are those of the references, in value and gradient."""
 
 import copy
 import math

@@ -510,14 +510,14 @@ def test_an_extractor_of_ones_own():
 @pytest.mark.parametrize(
     "word, samples, options, sentence",
     [
-        ("digits", torch.zeros(20, 1, 16, 16), {}, "samples must be at least 10 of shape (1, 8, 8), as digits has, got 20 of shape (1, 16, 16)."),
-        ("digits", torch.zeros(9, 1, 8, 8), {}, "samples must be at least 10 of shape (1, 8, 8), as digits has, got 9 of shape (1, 8, 8)."),
-        ("digits", torch.full((20, 1, 8, 8), math.nan), {}, "samples must be finite, got 20 samples that are not."),
+        ("digits", torch.zeros(20, 1, 16, 16), {}, "the samples must be at least 10 of shape (1, 8, 8), as digits has, got 20 of shape (1, 16, 16)."),
+        ("digits", torch.zeros(9, 1, 8, 8), {}, "the samples must be at least 10 of shape (1, 8, 8), as digits has, got 9 of shape (1, 8, 8)."),
+        ("digits", torch.full((20, 1, 8, 8), math.nan), {}, "20 of the 20 samples are not finite."),
         ("digits", torch.zeros(20, 1, 8, 8), dict(extractor="vgg"), "extractor must be one of pixels, classifier, inception, got 'vgg'."),
     ],
 )  # fmt: skip
 def test_samples_that_cannot_be_evaluated(word, samples, options, sentence):
-    with pytest.raises(ArgumentError) as refused:
+    with pytest.raises(Error) as refused:
         evaluate(samples, ganzoo.data.open(word), **options)
     assert str(refused.value) == f"ganzoo: {sentence}"
 

@@ -75,11 +75,11 @@ def evaluate(samples, data, extractor="", labels=None, device="cpu"):
     if isinstance(data, dict) or "image" not in data.fetch(torch.zeros(1, dtype=torch.int64)):
         raise Error("there are no metrics for pairs and for domains of images.")
     if samples.shape[1:] != data.shape or len(samples) < 2 * NEAREST:
-        wanted = f"at least {2 * NEAREST} of shape {data.shape}, as {data.name} has"
-        raise ArgumentError("samples", wanted, f"{len(samples)} of shape {tuple(samples.shape[1:])}")
+        wanted, got = f"at least {2 * NEAREST} of shape {data.shape}, as {data.name} has", tuple(samples.shape[1:])
+        raise Error(f"the samples must be {wanted}, got {len(samples)} of shape {got}.")
     if not samples.isfinite().all():
         broken = (~samples.isfinite()).flatten(1).any(1).sum()
-        raise ArgumentError("samples", "finite", f"{broken} samples that are not")
+        raise Error(f"{broken} of the {len(samples)} samples are not finite.")
     if labels is not None and (labels.shape != samples.shape[:1] or labels.is_floating_point()):
         raise ArgumentError("labels", f"{len(samples)} whole numbers", f"{labels.dtype} {tuple(labels.shape)}")
     samples = samples.cpu().float()
