@@ -31,6 +31,7 @@ BENCHMARKS = [
     ("test_weights.py", ""),
     ("test_ops.py", ""),
     ("test_steps.py", ""),
+    ("test_ganzoo.py", ""),
     ("test_latency.py", ""),
     ("test_gradient_penalty.py", "compiled"),
     ("test_spectral_norm.py", "compiled"),
