@@ -132,7 +132,7 @@ def frozen(module):
     return module.requires_grad_(False)
 
 
-# name -> (module of so many channels, channels after it, whether size may be odd or small)
+# name -> c -> (module on c channels, channels after it)
 LAYERS = {
     "conv": lambda c: (nn.Conv2d(c, 3, 3, padding=1), 3),
     "conv_strided": lambda c: (nn.Conv2d(c, 4, 4, 2, 1), 4),
