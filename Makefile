@@ -11,7 +11,7 @@ demo: $(VENV)/installed          ## trains WGAN-GP on handwritten digits and dra
 	$(RUN) -m ganzoo train wgan-gp
 
 test: $(VENV)/installed          ## the whole test suite
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --benchmark-disable
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal --benchmark-disable
 
 bench: $(VENV)/installed         ## measures everything and writes the README's tables
 	mkdir -p out

@@ -12,9 +12,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch
-
 import ganzoo.data
+import torch
 from ganzoo.metrics import frechet_distance, kernel_distance, moments, neighbourhoods
 from ganzoo.networks import dcgan
 

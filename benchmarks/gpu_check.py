@@ -32,7 +32,6 @@ BENCHMARKS = [
     ("test_weights.py", ""),
     ("test_ops.py", ""),
     ("test_steps.py", ""),
-    ("test_streaming.py", ""),
     ("test_latency.py", ""),
     ("test_gradient_penalty.py", "compiled"),
     ("test_regularized_loss.py", "compiled"),

@@ -28,7 +28,6 @@ TITLES = {
     "test_spectral_norm.py": "Spectral normalisation",
     "test_weights.py": "Weight clipping and optimisers",
     "test_ops.py": "Ops at the shapes of real networks",
-    "test_streaming.py": "One pass over images",
     "test_latency.py": "What a new process waits for",
 }
 KEPT = ("median", "p20", "p80", "device_median", "ratio", "speedup", "floor_share", "bytes_per_second", "memory", "passes",

@@ -40,6 +40,12 @@ STABLE_TORCH_LIBRARY(gankernels, m) {
   // Resampling. Factors are [x, y], padding is [x0, x1, y0, y1].
   m.def(
       "upfirdn2d(Tensor x, Tensor f, int[] up, int[] down, int[] padding, bool flip_filter, float gain) -> Tensor");
+  m.def(
+      "filtered_lrelu(Tensor x, Tensor fu, Tensor fd, Tensor? b, int up, int down, int[] padding, float gain, float slope,"
+      " float? clamp, bool flip_filter, bool save_mask) -> (Tensor, Tensor)");
+  m.def(
+      "filtered_lrelu_bwd(Tensor grad, Tensor mask, Tensor fu, Tensor fd, int up, int down, int[] padding, int[] middle,"
+      " int[] size, float gain, float slope, bool flip_filter) -> Tensor");
 
   // Spectral normalisation of a group of layers. uv holds u and v of every layer in turn; `layers` names those a derivative is
   // asked for, and grads and results of the derivatives have one tensor for each of them.

@@ -1,6 +1,8 @@
 // What the resampling ops share on every device: sizes and phases along an axis, memory layouts of images, checks.
 #pragma once
 
+#include <utility>
+
 #include "common.h"
 
 namespace gankernels {
@@ -69,5 +71,22 @@ inline void check_factors(const char* op, const char* name, const std::vector<in
 
 inline int64_t taps_across(const Tensor& f) { return f.size(f.dim() - 1); }
 inline int64_t taps_down(const Tensor& f) { return f.size(0); }
+
+// The checked axes, across and along the columns.
+inline std::pair<Axis, Axis> upfirdn2d_axes(const char* op, const Tensor& x, const Tensor& f, const std::vector<int64_t>& up,
+                                            const std::vector<int64_t>& down, const std::vector<int64_t>& padding) {
+  check_images(op, "x", x);
+  check_filter(op, "f", f, x);
+  check_factors(op, "up", up);
+  check_factors(op, "down", down);
+  check_length(op, "padding", padding, 4);
+  Axis across{up[0], down[0], padding[0], taps_across(f), x.size(3), 0};
+  Axis along{up[1], down[1], padding[2], taps_down(f), x.size(2), 0};
+  across.out = floor_div(across.in * up[0] + padding[0] + padding[1] - across.taps, down[0]) + 1;
+  along.out = floor_div(along.in * up[1] + padding[2] + padding[3] - along.taps, down[1]) + 1;
+  GK_CHECK(across.out > 0 && along.out > 0, op, ": padding ", shape_text(padding), " leaves less of x of shape ",
+           shape_text(x.sizes()), " than the filter covers");
+  return {across, along};
+}
 
 }  // namespace gankernels

@@ -9,6 +9,7 @@ from .ops.bias_act import activation_funcs, bias_act  # noqa: E402
 from .ops.clip_weights import clip_weights_  # noqa: E402
 from .ops.explain import explain  # noqa: E402
 from .ops.fast_double_backward import fast_double_backward, no_weight_gradients  # noqa: E402
+from .ops.filtered_lrelu import filtered_lrelu  # noqa: E402
 from .ops.fma import fma  # noqa: E402
 from .ops.grad_norm_penalty import grad_norm_penalty  # noqa: E402
 from .ops.grid_sample import grid_sample  # noqa: E402
@@ -36,8 +37,9 @@ __all__ = [
     "dragan_penalty",
     "explain",
     "fast_double_backward",
-    "fma",
     "filter2d",
+    "filtered_lrelu",
+    "fma",
     "grad_norm_penalty",
     "gradient_penalty",
     "grid_sample",

@@ -5,6 +5,7 @@ Each takes the op's own arguments, runs in any dtype on any device, and differen
 
 from .ops.bias_act import reference as bias_act
 from .ops.clip_weights import reference as clip_weights_
+from .ops.filtered_lrelu import reference as filtered_lrelu
 from .ops.fma import reference as fma
 from .ops.grad_norm_penalty import reference as grad_norm_penalty
 from .ops.grid_sample import reference as grid_sample
@@ -21,6 +22,7 @@ __all__ = [
     "adam_",
     "bias_act",
     "clip_weights_",
+    "filtered_lrelu",
     "fma",
     "grad_norm_penalty",
     "grid_sample",

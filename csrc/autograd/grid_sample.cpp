@@ -37,8 +37,8 @@ Mode kept(AutogradContext* ctx) {
 // T by gathers
 // ---------------------------------------------------------------------------------------------------------------------
 
-// Along one dimension of `size` pixels, for grid coordinates of shape (N, 1, P): the pixel at or below the point, the fraction beyond
-// it, and the derivative of the point in its coordinate, which is constant around almost every point.
+// Along one dimension of `size` pixels, for grid coordinates of shape (N, 1, P): the pixel at or below the point, the
+// fraction beyond it, and the derivative of the point in its coordinate, which is constant around almost every point.
 struct Axis {
   Tensor pixel, fraction, slope;
 };

@@ -1,6 +1,6 @@
 // o_ib = sum_j K_ijb with K_ijb = exp(-sum_c |m_ibc - m_jbc|), and its first and second derivative.
-// Work goes by (b, tile of rows i): a lane has one row of the tile and meets every row j in turn, so that nothing is summed across
-// lanes, and memory beyond the result is one matrix m_b per thread, never N x N.
+// Work goes by (b, tile of rows i): a lane has one row of the tile and meets every row j in turn, so that nothing is summed
+// across lanes, and memory beyond the result is one matrix m_b per thread, never N x N.
 #include <bit>
 #include <cmath>
 
@@ -107,8 +107,8 @@ struct Sizes {
   int64_t samples, features, channels;
 };
 
-// One feature's N x C matrix of (N, B, C), in the dtype of the sums: all its rows, or those of a tile with a row per lane (rows that
-// do not exist are 0).
+// One feature's N x C matrix of (N, B, C), in the dtype of the sums: all its rows, or those of a tile with a row per lane
+// (rows that do not exist are 0).
 template <class T, class A>
 void take_rows(const T* m, int64_t b, Sizes n, A* rows) {
   for (int64_t j = 0; j < n.samples; ++j)
@@ -126,7 +126,8 @@ void put_tile(const A* tile, int64_t b, int64_t begin, Sizes n, T* out) {
       out[((begin + l) * n.features + b) * n.channels + c] = T(tile[c * kRows + l]);
 }
 
-// body(b, begin) for every tile of rows from `begin` on, one b after the other within a thread; what a thread keeps is made by `make`.
+// body(b, begin, next) for every tile of rows from `begin` on, one b after the other within a thread; next: b is not that of the
+// thread's last call. `make` makes a thread's body, with the memory it works in.
 template <class Make>
 void for_each_tile(Sizes n, const Make& make) {
   const int64_t tiles = (n.samples + kRows - 1) / kRows;
@@ -134,7 +135,8 @@ void for_each_tile(Sizes n, const Make& make) {
   if (tiles * n.features == 0) return;
   torch::stable::parallel_for(0, n.features * tiles, std::max<int64_t>(1, 4 * kChunk / work), [&](int64_t first, int64_t last) {
     auto body = make();
-    for (int64_t item = first; item < last; ++item) body(item / tiles, item % tiles * kRows, item == first || item % tiles == 0);
+    for (int64_t item = first; item < last; ++item)
+      body(item / tiles, item % tiles * kRows, item == first || item % tiles == 0);
   });
 }
 

@@ -1,5 +1,6 @@
-// s_mf = mean over a group of channels f and all pixels of sigma = sqrt(variance over the samples of group m + eps), and its first
-// and second derivative. Group m has the G samples m, m + N/G, m + 2N/G, ...; work goes by (m, f, chunk of elements of a sample).
+// s_mf = mean over a group of channels f and all pixels of sigma = sqrt(variance over the samples of group m + eps), and its
+// first and second derivative. Group m has the G samples m, m + N/G, m + 2N/G, ...; work goes by (m, f, chunk of elements of
+// a sample).
 #include <cmath>
 
 #include "../common.h"

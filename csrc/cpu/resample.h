@@ -142,6 +142,7 @@ struct Plan {
   struct Residue {
     int64_t pixels;
     std::vector<int64_t> offsets, taps;  // of what is summed: pixel of the placed row, tap
+    std::vector<A> weights;              // of a separable filter
   };
 
   Axis x, y;
@@ -166,6 +167,7 @@ struct Plan {
       for (int64_t k = x.first_tap(r); k < x.taps; k += x.up, ++at) {
         residue.offsets.push_back(at % step * length + at / step);
         residue.taps.push_back(k);
+        if (filter.separable) residue.weights.push_back(filter.across[k]);
       }
       residues.push_back(std::move(residue));
     }
@@ -183,6 +185,9 @@ class Stage {
     held_.resize(slots_);
     if (plan.step > 1) plain_.resize((plan.end - plan.begin) * channels);
     if (plan.period > 1) phases_.resize(plan.period * ceil_div(plan.x.out, plan.period) * channels);
+    if (plan.filter.separable)
+      for (const auto& residue : plan.residues)
+        for (const int64_t offset : residue.offsets) shifted_.push_back(placed_.data() + offset * channels);
     forget();
   }
 
@@ -212,24 +217,24 @@ class Stage {
       weighted_sum(rows_.data(), weights_.data(), int(rows_.size()), at, n);
       if (plan_.step > 1) place(at, placed_.data());
     }
+    const A* const* shifted = shifted_.data();
     for (size_t r = 0; r < plan_.residues.size(); ++r) {
       const auto& residue = plan_.residues[r];
+      const int64_t n = residue.pixels * channels_;
+      A* to = plan_.period > 1 ? phases_.data() + r * phase_size() : out;
+      if (f.separable) {
+        weighted_sum(shifted, residue.weights.data(), int(residue.weights.size()), to, n);
+        shifted += residue.weights.size();
+        continue;
+      }
       rows_.clear();
       weights_.clear();
-      if (f.separable) {
+      for (const auto& [slot, k] : slots_used_)
         for (size_t j = 0; j < residue.taps.size(); ++j) {
-          rows_.push_back(placed_.data() + residue.offsets[j] * channels_);
-          weights_.push_back(f.across[residue.taps[j]]);
+          rows_.push_back(slot + residue.offsets[j] * channels_);
+          weights_.push_back(f.matrix[k * f.columns + residue.taps[j]]);
         }
-      } else {
-        for (const auto& [slot, k] : slots_used_)
-          for (size_t j = 0; j < residue.taps.size(); ++j) {
-            rows_.push_back(slot + residue.offsets[j] * channels_);
-            weights_.push_back(f.matrix[k * f.columns + residue.taps[j]]);
-          }
-      }
-      A* to = plan_.period > 1 ? phases_.data() + r * phase_size() : out;
-      weighted_sum(rows_.data(), weights_.data(), int(rows_.size()), to, residue.pixels * channels_);
+      weighted_sum(rows_.data(), weights_.data(), int(rows_.size()), to, n);
     }
     if (plan_.period > 1) merge(out);
   }
@@ -278,7 +283,7 @@ class Stage {
   int64_t channels_, slots_, slot_size_;
   std::vector<A> placed_, plain_, phases_, weights_;
   std::vector<int64_t> held_;
-  std::vector<const A*> rows_;
+  std::vector<const A*> rows_, shifted_;  // what is summed: rows, and of a separable filter the placed row shifted
   std::vector<std::pair<const A*, int64_t>> slots_used_;
 };
 

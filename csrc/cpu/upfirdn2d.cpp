@@ -9,19 +9,9 @@ constexpr int64_t kBand = 32768;
 Tensor upfirdn2d(const Tensor& x_, const Tensor& f, std::vector<int64_t> up, std::vector<int64_t> down,
                  std::vector<int64_t> padding, bool flip_filter, double gain) {
   const char* op = "upfirdn2d";
-  check_images(op, "x", x_);
   check_cpu(op, "f", f);
-  check_filter(op, "f", f, x_);
-  check_factors(op, "up", up);
-  check_factors(op, "down", down);
-  check_length(op, "padding", padding, 4);
+  const auto [across, along] = upfirdn2d_axes(op, x_, f, up, down, padding);
   const auto [x, channels_last] = images_of(x_);
-  Axis across{up[0], down[0], padding[0], taps_across(f), x.size(3), 0};
-  Axis along{up[1], down[1], padding[2], taps_down(f), x.size(2), 0};
-  across.out = floor_div(across.in * up[0] + padding[0] + padding[1] - across.taps, down[0]) + 1;
-  along.out = floor_div(along.in * up[1] + padding[2] + padding[3] - along.taps, down[1]) + 1;
-  GK_CHECK(across.out > 0 && along.out > 0, op, ": padding ", shape_text(padding), " leaves less of x of shape ",
-           shape_text(x.sizes()), " than the filter covers");
   Tensor y = empty_images(x, {x.size(0), x.size(1), along.out, across.out}, channels_last);
   const int64_t block = channels_of_block(x.size(1), std::max(across.in, across.out), channels_last);
   const Rows in(x, channels_last, block), out(y, channels_last, block);

@@ -31,8 +31,8 @@ class _Resample(nn.Module):
 class Blur(_Resample):
     """Filters images, padded by pad = (before, after) along both axes.
 
-    kernel: (taps,), its outer product with itself is taken, or (rows, columns); normalised to sum 1, and to upsample_factor^2 where
-    it makes up for zeros that a transposed convolution has inserted.
+    kernel: (taps,), its outer product with itself is taken, or (rows, columns); normalised to sum 1, and to upsample_factor^2
+    where it makes up for zeros that a transposed convolution has inserted.
     """
 
     def __init__(self, kernel: Sequence | torch.Tensor, pad: tuple[int, int], upsample_factor: int = 1) -> None:
@@ -86,8 +86,8 @@ class MinibatchStdDev(nn.Module):
 class MinibatchDiscrimination(nn.Module):
     """Appends `minibatch_discrimination`'s out_features values, less the 1 of every sample with itself, to (N, in_features).
 
-    kernel_dims is C, the dimensions in which two samples' distance is taken. T starts normal with std 1 / sqrt(in_features), so that m
-    has the scale of x.
+    kernel_dims is C, the dimensions in which two samples' distance is taken. T starts normal with std 1 / sqrt(in_features),
+    so that m has the scale of x.
     """
 
     def __init__(self, in_features: int, out_features: int, kernel_dims: int = 16) -> None:

@@ -1,4 +1,4 @@
-"""a b + c with broadcasting, under the name that StyleGAN's code has for it. Stock fuses it already: there is nothing to add."""
+"""a b + c with broadcasting, under the name that StyleGAN's code has for it. Stock fuses it already."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Bilinear sampling of images at the points of a grid, differentiable to any order in both.
 
-Sampling and its first derivative are stock's kernels; the derivatives beyond, which stock lacks, are C++ autograd nodes over stock
-kernels (csrc/autograd/grid_sample.cpp). In terms of a point p with fractions f_x, f_y between the pixels a b / c d around it,
+Sampling and its first derivative are stock's kernels; the derivatives beyond, which stock lacks, are C++ autograd nodes over
+stock kernels (csrc/autograd/grid_sample.cpp). In terms of a point p with fractions f_x, f_y between the pixels a b / c d
+around it,
     y = (1 - f_x)(1 - f_y) a + f_x (1 - f_y) b + (1 - f_x) f_y c + f_x f_y d.
 """
 
@@ -57,10 +58,10 @@ def grid_sample(
         padding_mode: "zeros", "border" or "reflection": what lies outside of the image.
         align_corners: whether -1 and 1 are the centres of the outermost pixels; if not, their outer edges.
 
-    Returns: (N, C, H_out, W_out) in x's dtype; bfloat16 and float16 are sampled in float32. Differentiable to any order in x and grid;
-    where the formula has a kink, as it is right of it. Forward and first derivative are one stock kernel each. The derivative of
-    the gradient in x is sampling again; that of the gradient in grid reads x four times, once per neighbour, and costs about
-    ten passes over the output: only what a backward asks for is computed.
+    Returns: (N, C, H_out, W_out) in x's dtype; bfloat16 and float16 are sampled in float32. Differentiable to any order in x
+    and grid; where the formula has a kink, as it is right of it. Forward and first derivative are one stock kernel each. The
+    derivative of the gradient in x is sampling again; that of the gradient in grid reads x four times, once per neighbour,
+    in passes of stock ops, and is computed only where a backward asks for it.
 
     Raises: TypeError or ValueError for an integer tensor, wrong shapes, tensors on several devices or an unknown padding_mode.
 

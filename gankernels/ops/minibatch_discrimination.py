@@ -1,4 +1,4 @@
-"""o_ib = sum_j K_ijb with K_ijb = exp(-d_ijb), d_ijb = sum_c |m_ibc - m_jbc|: how close sample i is to its batch in each feature b.
+"""o_ib = sum_j K_ijb, K_ijb = exp(-sum_c |m_ibc - m_jbc|): how close sample i is to its batch in each feature b.
 
 The kernels are on m = x T, (N, B, C), whose product is stock. With s_ijbc = sign(m_ibc - m_jbc), of derivative 0:
     first derivative   dm_ibc = -sum_j (g_ib + g_jb) K_ijb s_ijbc
@@ -34,9 +34,9 @@ def reference(x: torch.Tensor, T: torch.Tensor) -> torch.Tensor:
     return _reference_of_m(_matrices(x, T))
 
 
-# --- Triton kernels: a program has ROWS samples i of one feature b and meets COLUMNS samples j at a time, CHANNELS channels of each,
-# as a (ROWS, COLUMNS, CHANNELS) tile in registers. Where a derivative has more than CHANNELS channels, a program stores one part
-# of them and computes the distances again: C is rarely beyond 64. ---
+# --- Triton kernels: a program has ROWS samples i of one feature b and meets COLUMNS samples j at a time, CHANNELS channels
+# of each, as a (ROWS, COLUMNS, CHANNELS) tile in registers. Where a derivative has more than CHANNELS channels, a program
+# stores one part of them and computes the distances again: C is rarely beyond 16. ---
 
 
 @jit
@@ -275,9 +275,9 @@ def minibatch_discrimination(x: torch.Tensor, T: torch.Tensor) -> torch.Tensor:
         x: (N, ...), a sample's features, A of them in all.
         T: (A, B, C), the learned tensor: B kernels of C dimensions. dtype and device of x.
 
-    Returns: (N, B) in x's dtype, to be concatenated to x. Differentiable twice, in x and T; at a tie m_ibc = m_jbc the derivative of
-    |.| is 0. m is a stock matrix product; it is read once from memory, its pairs are made in the cache, and neither forward nor
-    a derivative keeps anything of the size of N x N.
+    Returns: (N, B) in x's dtype, to be concatenated to x. Differentiable twice, in x and T; at a tie m_ibc = m_jbc the
+    derivative of |.| is 0. m is a stock matrix product; it is read once from memory, its pairs are made in the cache, and
+    neither forward nor a derivative keeps anything of the size of N x N.
 
     Raises: TypeError or ValueError for an integer tensor, T not of shape (A, B, C), or one of another dtype or device.
 

@@ -45,8 +45,8 @@ def reference(x: torch.Tensor, group_size: int | None = 4, num_channels: int = 1
 
 
 # --- Triton kernels: one program per group of samples, group of channels and BLOCK elements, which takes a group's samples one
-# after the other: once for the mean, once from the cache for the variance, once for the result. eps is a compile-time constant: as an
-# argument it would arrive in float32, too coarse for the float64 kernels. ---
+# after the other: once for the mean, once from the cache for the variance, once for the result. eps is a compile-time
+# constant: as an argument it would arrive in float32, too coarse for the float64 kernels. ---
 
 
 @jit
@@ -232,11 +232,11 @@ register("minibatch_stddev_bwd_bwd", fake=_bwd_bwd_fake, cuda=_minibatch_stddev_
 def minibatch_stddev(
     x: torch.Tensor, group_size: int | None = 4, num_channels: int = 1, eps: float = 1e-8
 ) -> torch.Tensor:
-    """x with num_channels constant channels appended: mean of sqrt(var over the samples of a group + eps) over channels and pixels.
+    """x and, as new channels, the mean over channels and pixels of sqrt(variance over the samples of a group + eps).
 
-    The batch is split into N / G groups of G = min(group_size, N); group m has samples m, m + N/G, m + 2N/G, ... The channels are
-    split into num_channels runs, each of which gives one of the new channels. The variance is that of the group itself (it divides
-    by G), so a group of one sample gives sqrt(eps).
+    The batch is split into N / G groups of G = min(group_size, N); group m has samples m, m + N/G, m + 2N/G, ... The channels
+    are split into num_channels runs, each of which gives one of the new channels. The variance is that of the group itself
+    (it divides by G), so a group of one sample gives sqrt(eps).
 
     Args:
         x: (N, C, ...), features of a discriminator.
@@ -244,9 +244,10 @@ def minibatch_stddev(
         num_channels: >= 1, dividing C.
         eps: > 0, added to the variance.
 
-    Returns: (N, C + num_channels, ...) in x's dtype. Differentiable twice. The statistic reads x once; the concatenation, which is
-    stock, reads it again and writes the result. Only x is kept for backward, which reads it once and writes its gradient
-    once. A sample that is not one dense block of memory is copied first, as is x in channels_last when num_channels > 1.
+    Returns: (N, C + num_channels, ...) in x's dtype. Differentiable twice. The statistic reads x once; the concatenation,
+    which is stock, reads it again and writes the result. Only x is kept for backward, which reads it once and writes its
+    gradient once. A sample that is not one dense block of memory is copied first, as is x in channels_last when num_channels
+    > 1.
 
     Raises: TypeError or ValueError for an integer tensor, fewer than 2 dimensions, a sample without elements, a group_size or
     num_channels that does not divide, or an eps that is not positive and finite.

@@ -53,12 +53,12 @@ def taps_of(f):
 # --- fake and derivatives ---
 
 
-def empty_images(like, sizes):
+def empty_images(like, sizes, dtype=None):
     """In the memory format the kernels return: contiguous, unless `like` is channels_last."""
     n, c, h, w = sizes
     if not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last):
-        return like.new_empty((n, h, w, c)).permute(0, 3, 1, 2)
-    return like.new_empty(sizes)
+        return like.new_empty((n, h, w, c), dtype=dtype).permute(0, 3, 1, 2)
+    return like.new_empty(sizes, dtype=dtype)
 
 
 def _fake(x, f, up, down, padding, flip_filter, gain):
@@ -202,7 +202,8 @@ def upfirdn2d(
     Returns: (N, C, outH, outW) with outW = (W up + x0 + x1 - columns + down) // down, in x's dtype and memory format.
     Differentiable in x to any order. One pass over memory, forward and backward: x is read once and y written once; in between
     are a few rows in the cache. Inserted zeros are never multiplied, and sums are float32 (float64 for float64). x that is
-    neither contiguous nor channels_last is copied first.
+    neither contiguous nor channels_last is copied first. On a GPU the input of at least one output has to fit into a block's
+    shared memory: filters of up to about 70 x 70 taps always do, larger ones where the device has more than 48 KiB.
 
     Raises: TypeError or ValueError for integer tensors, another number of dimensions, a filter that is empty, not of 1 or 2
     dimensions, on another device or in need of a gradient, factors < 1, padding that leaves less than the filter covers, or a
@@ -225,11 +226,12 @@ def upfirdn2d(
     return _op.upfirdn2d(x, f, up, down, padding, flip_filter, check_gain(op, gain))
 
 
-def _centred(op, f, padding, before, after):
-    """`padding` on top of what keeps the filter centred: before(taps) and after(taps) of each axis."""
-    x0, x1, y0, y1 = padding_of(op, padding)
-    fw, fh = taps_of(f)
-    return [x0 + before(fw, 0), x1 + after(fw, 0), y0 + before(fh, 1), y1 + after(fh, 1)]
+def _centred(op, x, f, padding, before, after):
+    """The filter, and `padding` on top of what keeps it centred: before(taps) and after(taps) of each axis."""
+    check_images(op, x)
+    f = filter_for(op, "f", f, x)
+    (fw, fh), (x0, x1, y0, y1) = taps_of(f), padding_of(op, padding)
+    return f, [x0 + before(fw, 0), x1 + after(fw, 0), y0 + before(fh, 1), y1 + after(fh, 1)]
 
 
 def filter2d(
@@ -240,7 +242,7 @@ def filter2d(
     gain: float = 1,
 ) -> torch.Tensor:
     """`upfirdn2d` without resampling, padded so that the size stays; `padding` comes on top of that."""
-    padding = _centred("filter2d", f, padding, lambda taps, axis: taps // 2, lambda taps, axis: (taps - 1) // 2)
+    f, padding = _centred("filter2d", x, f, padding, lambda taps, axis: taps // 2, lambda taps, axis: (taps - 1) // 2)
     return upfirdn2d(x, f, padding=padding, flip_filter=flip_filter, gain=gain)
 
 
@@ -255,8 +257,8 @@ def upsample2d(
     """`upfirdn2d` to `up` times the size, the filter centred; `padding`, in pixels of the result, comes on top of that. The
     values keep their size: the inserted zeros are made up for by a gain of up_x up_y."""
     up = factors_of("upsample2d", "up", up)
-    padding = _centred(
-        "upsample2d", f, padding, lambda taps, i: (taps + up[i] - 1) // 2, lambda taps, i: (taps - up[i]) // 2
+    f, padding = _centred(
+        "upsample2d", x, f, padding, lambda taps, i: (taps + up[i] - 1) // 2, lambda taps, i: (taps - up[i]) // 2
     )
     return upfirdn2d(x, f, up=up, padding=padding, flip_filter=flip_filter, gain=gain * math.prod(up))
 
@@ -271,7 +273,7 @@ def downsample2d(
 ) -> torch.Tensor:
     """`upfirdn2d` to 1/`down` of the size, the filter centred; `padding`, in pixels of x, comes on top of that."""
     down = factors_of("downsample2d", "down", down)
-    padding = _centred(
-        "downsample2d", f, padding, lambda taps, i: (taps - down[i] + 1) // 2, lambda taps, i: (taps - down[i]) // 2
+    f, padding = _centred(
+        "downsample2d", x, f, padding, lambda taps, i: (taps - down[i] + 1) // 2, lambda taps, i: (taps - down[i]) // 2
     )
     return upfirdn2d(x, f, down=down, padding=padding, flip_filter=flip_filter, gain=gain)

@@ -37,14 +37,14 @@ def sample_command(
         seed: Decides the latents.
         out: The PNG to write.
     """
-    from ganzoo.plots import save_grid
+    from ganzoo.plots import save_samples
     from ganzoo.training.checkpoint import load
 
     if n < 1:
         raise ArgumentError("n", "at least 1", n)
     images = load(run).sample(n, seed=seed)
     try:
-        save_grid(out, images)
+        save_samples(out, images)
     except OSError as error:
         raise ArgumentError("out", f"a file that can be written ({error.strerror})", out) from error
     print(f"Wrote {out}")
@@ -86,7 +86,7 @@ def _app():
     app, variants = SubcommandApp(), SubcommandApp()
     for name in list_variants():
         variants.command(_deferred(_train_command(variant_class(name))), name=name)
-    app.command(variants, name="train", help="Train a variant on scikit-learn's handwritten digits.")
+    app.command(variants, name="train", help="Train a variant.")
     app.command(_deferred(resume_command), name="resume")
     app.command(_deferred(sample_command), name="sample")
     app.command(_deferred(list_command), name="list")

@@ -39,15 +39,23 @@ Betas = Annotated[
     tuple[float, float], Range(lambda pair: all(map(_is_decay, pair)), "two numbers, each at least 0 and below 1")
 ]
 
-_NOUNS = {int: "a whole number", float: "a number", str: "text"}
+_NOUNS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    tuple[str, ...]: "a list of texts",
+}
 
 
 def _has_type(value, kind):
     if typing.get_origin(kind) is tuple:
         kinds = typing.get_args(kind)
+        if kinds[-1] is ...:
+            return isinstance(value, (tuple, list)) and all(_has_type(item, kinds[0]) for item in value)
         return isinstance(value, (tuple, list)) and len(value) == len(kinds) and all(map(_has_type, value, kinds))
-    if isinstance(value, bool):
-        return False
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
     return isinstance(value, (int, float) if kind is float else kind)
 
 
@@ -56,7 +64,9 @@ class Checked:
 
     def check(self):
         """Raise `ArgumentError` for the first field whose type or value is not allowed."""
-        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
+        hints = typing.get_type_hints(type(self), include_extras=True)
+        for name in (field.name for field in dataclasses.fields(self)):
+            hint = hints[name]
             kind, *constraints = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
             check_value(name, getattr(self, name), kind, [c for c in constraints if isinstance(c, Range)])
 

@@ -29,6 +29,31 @@ def save_grid(path, images, columns=8):
     write_atomically(path, content.getvalue())
 
 
+def save_samples(path, samples):
+    """Write samples as a PNG: images (N, C, H, W) as a grid, points (N, 2) where they lie, sequences (N, T, C) as lines."""
+    if samples.dim() == 4:
+        return save_grid(path, samples)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes, samples = figure.subplots(), samples.detach().float().cpu()
+    if samples.dim() == 2 and samples.shape[1] == 2:
+        axes.scatter(*samples.T, s=4, alpha=0.5)
+        axes.set_aspect("equal")
+    else:
+        for sample in samples[:8]:
+            axes.plot(sample.squeeze())
+    _write_png(path, figure)
+
+
+def _write_png(path, figure):
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=100)
+    write_atomically(path, content.getvalue())
+
+
 def save_curves(path, records, title):
     """Write a run's curves as a PNG: one panel for the losses, one for each other figure, against the generator step.
 
@@ -38,18 +63,20 @@ def save_curves(path, records, title):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = [name for name in records[-1] if name not in ("step", "seconds")]
+    names = [
+        name for name in dict.fromkeys(name for record in records for name in record) if name not in ("step", "seconds")
+    ]
     losses = [name for name in names if name.endswith("_loss")]
     panels = [losses] + [[name] for name in names if name not in losses]
     figure = Figure(figsize=(8, 2.6 * len(panels)), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title)
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    steps = torch.tensor([record["step"] for record in records])
-    window = max(1, len(records) // 20)
     for axis, panel in zip(axes, panels):
         for name in panel:
-            values = torch.tensor([record[name] for record in records])
+            steps = torch.tensor([record["step"] for record in records if name in record])
+            values = torch.tensor([record[name] for record in records if name in record])
+            window = max(1, len(values) // 20)
             (line,) = axis.plot(steps, values, alpha=0.25, linewidth=0.8)
             axis.plot(
                 steps[window - 1 :], values.unfold(0, window, 1).mean(1), color=line.get_color(), label=label(name)
@@ -57,9 +84,7 @@ def save_curves(path, records, title):
         axis.legend(loc="upper right")
         axis.grid(alpha=0.3)
     axes[-1].set_xlabel("generator step")
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=100)
-    write_atomically(path, content.getvalue())
+    _write_png(path, figure)
 
 
 def label(name):

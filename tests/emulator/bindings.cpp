@@ -10,6 +10,7 @@
 
 #include "clip_weights.cuh"
 #include "optim.cuh"
+#include "resample.cuh"
 #include "spectral_norm.cuh"
 
 namespace py = pybind11;
@@ -185,6 +186,60 @@ int spectral_normalize_gradients(const Arrays& grad_grads, const Arrays& grads, 
   return launches;
 }
 
+// Images are (N, C, H, W) in memory, or (N, H, W, C) with channels_last.
+ImageLayout layout_of(const py::array& t, bool channels_last) {
+  const int64_t a = t.shape(1), b = t.shape(2), c = t.shape(3);
+  return channels_last ? ImageLayout{a * b * c, 1, b * c, c} : ImageLayout{a * b * c, b * c, c, 1};
+}
+
+// (up, down, pad, in, out) of an axis; the number of taps is the filter's.
+using SideNumbers = std::array<int, 5>;
+
+Resampling resampling_of(const SideNumbers& x, const SideNumbers& y, const py::array& f, bool flip) {
+  const int across = static_cast<int>(f.shape(f.ndim() - 1)), along = static_cast<int>(f.shape(0));
+  return {{x[0], x[1], x[2], across, x[3], x[4]}, {y[0], y[1], y[2], along, y[3], y[4]}, f.data(), f.ndim() == 1, flip};
+}
+
+struct EmulatedTiles {
+  template <class Kernel, class... Arguments>
+  void operator()(Kernel kernel, int64_t blocks, size_t shared, const Arguments&... arguments) const {
+    emulator::launch(kernel, static_cast<unsigned int>(blocks), kResampleThreads, shared, arguments...);
+  }
+};
+
+int channels_of(const py::array& x, bool channels_last) { return static_cast<int>(x.shape(channels_last ? 3 : 1)); }
+
+void upfirdn2d(const py::array& x, py::array y, const py::array& f, const SideNumbers& across, const SideNumbers& along,
+               bool flip, double gain, bool channels_last) {
+  dispatch(x, [&]<class T>() {
+    launch_upfirdn2d(values<T>(x), values<T>(y), resampling_of(across, along, f, flip), layout_of(x, channels_last),
+                     layout_of(y, channels_last), x.shape(0), channels_of(x, channels_last), gain, EmulatedTiles{});
+  });
+}
+
+// `multiply`: the mask is read, else it is written where there is one.
+void filtered_lrelu(const py::array& x, const std::optional<py::array>& bias, py::array y, std::optional<py::array> mask,
+                    bool multiply, const py::array& fu, const py::array& fd, const std::array<SideNumbers, 4>& sides,
+                    bool flip, double gain, double slope, double clamp, bool channels_last) {
+  const Resampling up = resampling_of(sides[0], sides[1], fu, flip), down = resampling_of(sides[2], sides[3], fd, flip);
+  dispatch(x, [&]<class T>() {
+    const auto launch = [&]<Middle kMiddle>() {
+      launch_filtered_lrelu<T, kMiddle>(
+          values<T>(x), bias ? values<T>(*bias) : nullptr, values<T>(y), mask ? values<uint8_t>(*mask) : nullptr, up, down,
+          layout_of(x, channels_last), layout_of(y, channels_last),
+          mask ? layout_of(*mask, channels_last) : ImageLayout{}, x.shape(0), channels_of(x, channels_last), gain, slope,
+          clamp, EmulatedTiles{});
+    };
+    if (multiply) {
+      launch.template operator()<Middle::multiply>();
+    } else if (mask) {
+      launch.template operator()<Middle::activate_and_keep>();
+    } else {
+      launch.template operator()<Middle::activate>();
+    }
+  });
+}
+
 // -------------------------------------------------------------------------- kernels that test the emulator itself
 
 float* data(py::array_t<float> array) { return array.mutable_data(); }
@@ -311,6 +366,9 @@ PYBIND11_MODULE(gankernels_emulator, m) {
   m.def("spectral_norm_power_iteration", spectral_norm_power_iteration);
   m.def("spectral_normalize", spectral_normalize);
   m.def("spectral_normalize_gradients", spectral_normalize_gradients);
+
+  m.def("upfirdn2d", upfirdn2d);
+  m.def("filtered_lrelu", filtered_lrelu);
 
   using Array = py::array_t<float>;
   m.def("block_sum", [](Array x, Array sums) {

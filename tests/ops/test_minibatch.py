@@ -4,6 +4,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 import gankernels as gk
+from benchmarks.harness import cpu_peak_memory
 
 
 def test_minibatch_stddev_appends_each_groups_statistic(device):
@@ -26,3 +27,11 @@ def test_minibatch_discrimination_is_that_of_the_product(device):
     alone = gk.minibatch_discrimination(x[:1], T)
     assert torch.equal(alone, torch.ones_like(alone))  # j = i counts, and is 1
     assert gradcheck(gk.minibatch_discrimination, (x, T)) and gradgradcheck(gk.minibatch_discrimination, (x, T))
+
+
+def test_memory_of_minibatch_discrimination_is_linear_in_the_batch():
+    def peak(samples):
+        m = torch.randn(samples, 8, 4, requires_grad=True)
+        return cpu_peak_memory(lambda i: torch.ops.gankernels.minibatch_discrimination(m).square().sum().backward(), 0)
+
+    assert peak(800) <= 2.2 * peak(400) < 400 * 400 * 4  # less than a single matrix of pairs

@@ -145,12 +145,14 @@ def test_opcheck(spec, device):
 
     for layout in ("contiguous", "channels_last"):
         with Recorder() as recorder:
-            spec.op(*inputs_of(spec, "odd", torch.float32, device, layout))
+            spec.op(*with_grad(spec, inputs_of(spec, "odd", torch.float32, device, layout)))
         assert recorder.calls
         for func, args in recorder.calls:
             differentiable = spec.differentiable and any(isinstance(a, torch.Tensor) for a in args)
-            args = [a.clone().requires_grad_() if differentiable and isinstance(a, torch.Tensor) and a.dim() > 1 else a
-                    for a in args]  # fmt: skip
+            args = [a.detach().clone() if isinstance(a, torch.Tensor) else a for a in args]
+            for a in args:
+                if differentiable and isinstance(a, torch.Tensor) and a.is_floating_point() and a.dim() > 1:
+                    a.requires_grad_()
             torch.library.opcheck(func, tuple(args))
 
 

@@ -13,17 +13,18 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from gankernels._triton import BLOCK  # noqa: E402
-from tests.ops.specs import INT, KERNELS  # noqa: E402
+from tests.ops.specs import FAMILY, INT, KERNELS, LAUNCHERS, SPECS  # noqa: E402
 
 ARCHITECTURES = (80, 90, 100)
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 F, B, D = "*fp32", "*bf16", "*fp64"
 
 
-def test_interpreted_in_a_process_of_its_own():
+@pytest.mark.parametrize("family", sorted({FAMILY[s.name] for s in SPECS if any(s.name.startswith(n) for n in LAUNCHERS)}))
+def test_interpreted_in_a_process_of_its_own(family):
     file = Path(__file__).with_name("test_triton_interpreted.py")
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file), "-k", f"{family}/ or of_{family}"],
         cwd=file.parents[2],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,

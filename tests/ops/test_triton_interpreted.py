@@ -1,5 +1,5 @@
-"""Every Triton kernel runs on the CPU under Triton's interpreter. In its own process, `TRITON_INTERPRET=1 pytest <this file>`, because
-the interpreter is chosen when a kernel is defined; test_triton.py starts it as part of the suite."""
+"""Every Triton kernel runs on the CPU under Triton's interpreter. In processes of its own, `TRITON_INTERPRET=1 pytest <this file>`,
+because the interpreter is chosen when a kernel is defined; test_triton.py starts one for each family of ops."""
 
 import os
 
@@ -8,7 +8,7 @@ import torch
 
 import gankernels as gk  # noqa: F401  loads the ops
 from gankernels.ops import grad_norm_penalty
-from tests.ops.specs import LAUNCHERS, SPECS, TOLERANCE
+from tests.ops.specs import FAMILY, LAUNCHERS, SPECS, TOLERANCE
 from tests.ops.test_suite import as_tuple, assert_close, double, inputs_of
 
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs in a process of its own")
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reaso
 _op = torch.ops.gankernels
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{FAMILY[spec.name]}/{spec.name}")
 @pytest.mark.parametrize(
     ("dtype", "layout"),
     [
@@ -45,7 +45,7 @@ def test_interpreted_kernels_equal_the_reference(spec, dtype, layout):
 @pytest.mark.parametrize("one_sided", (False, True))
 @pytest.mark.parametrize("target", (0.0, 5.0))
 @pytest.mark.parametrize("dtype", (torch.float64, torch.float32), ids=str)
-def test_interpreted_second_derivative_equals_the_cpu_kernel(one_sided, target, dtype):
+def test_interpreted_second_derivative_of_grad_norm_penalty_equals_the_cpu_kernel(one_sided, target, dtype):
     for shape in ((3, 5, 7, 3), (2, 3, 30, 31), (1, 1)):
         scale = torch.linspace(0, 2, shape[0], dtype=dtype).reshape(-1, *[1] * (len(shape) - 1))  # one norm is 0
         grads, v = torch.randn(shape, dtype=dtype) * scale, torch.randn(shape, dtype=dtype)

@@ -473,6 +473,18 @@ def test_figures_of_digits():
     assert good["kernel distance"].name == "kernel distance (100 subsets of 540)"
 
 
+def test_agreement_with_the_labels_that_were_asked_for():
+    data = ganzoo.data.open("digits", split="test")
+    batch = data.fetch(torch.arange(200))
+    right = by_name(evaluate(batch["image"], data, labels=batch["label"]))["label agreement"]
+    wrong = by_name(evaluate(batch["image"], data, labels=(batch["label"] + 1) % 10))["label agreement"]
+    assert (
+        right.value > 0.95 and wrong.value < 0.05 and right.n == 200 and "classifier of digits/train" in right.extractor
+    )
+    with pytest.raises(ArgumentError, match=r"labels must be 200 whole numbers, got torch.int64 \(199,\)."):
+        evaluate(batch["image"], data, labels=batch["label"][1:])
+
+
 def test_figures_of_stacked_digits():
     data = ganzoo.data.open("stacked-digits", n=5000)
     good = by_name(evaluate(everything(data), data))
@@ -498,14 +510,14 @@ def test_an_extractor_of_ones_own():
 @pytest.mark.parametrize(
     "word, samples, options, sentence",
     [
-        ("digits", torch.zeros(20, 1, 16, 16), {}, "samples must be at least 10 of shape (1, 8, 8), as digits has, got 20 of shape (1, 16, 16)."),
-        ("digits", torch.zeros(9, 1, 8, 8), {}, "samples must be at least 10 of shape (1, 8, 8), as digits has, got 9 of shape (1, 8, 8)."),
-        ("digits", torch.full((20, 1, 8, 8), math.nan), {}, "samples must be finite, got 20 samples that are not."),
+        ("digits", torch.zeros(20, 1, 16, 16), {}, "the samples must be at least 10 of shape (1, 8, 8), as digits has, got 20 of shape (1, 16, 16)."),
+        ("digits", torch.zeros(9, 1, 8, 8), {}, "the samples must be at least 10 of shape (1, 8, 8), as digits has, got 9 of shape (1, 8, 8)."),
+        ("digits", torch.full((20, 1, 8, 8), math.nan), {}, "20 of the 20 samples are not finite."),
         ("digits", torch.zeros(20, 1, 8, 8), dict(extractor="vgg"), "extractor must be one of pixels, classifier, inception, got 'vgg'."),
     ],
 )  # fmt: skip
 def test_samples_that_cannot_be_evaluated(word, samples, options, sentence):
-    with pytest.raises(ArgumentError) as refused:
+    with pytest.raises(Error) as refused:
         evaluate(samples, ganzoo.data.open(word), **options)
     assert str(refused.value) == f"ganzoo: {sentence}"
 

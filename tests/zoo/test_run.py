@@ -17,7 +17,7 @@ from ganzoo.training.compare import compare_speed, speed_line
 from ganzoo.training.monitor import Monitor
 from PIL import Image
 
-QUICK = ["--width", "4", "--latent", "8", "--batch", "16", "--compare-blocks", "0"]
+QUICK = "--width 4 --latent 8 --batch 16 --no-tensorboard --compare-blocks 0".split()
 
 
 @pytest.fixture
@@ -55,7 +55,8 @@ def test_a_run_leaves_a_folder_that_explains_itself(name, ganzoo_command, tmp_pa
     assert (status, err) == (0, "")
     run = only_run(tmp_path / "runs")
     assert run.name.startswith(f"{name}-digits-") and run.name.endswith("-seed5")
-    assert {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} == {
+    assert {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and path.name != "log.txt"} == {
+        "README.txt",
         "config.json",
         "metrics.jsonl",
         "curves.png",
@@ -70,6 +71,8 @@ def test_a_run_leaves_a_folder_that_explains_itself(name, ganzoo_command, tmp_pa
     assert config["command"] == f"ganzoo train {name} {' '.join(options)} --steps 12 --seed 5 --save-every 8"
     assert config["options"]["width"] == 4 and config["run"]["seed"] == 5
     assert config["versions"]["torch"] == torch.__version__
+    assert config["command"] in (run / "README.txt").read_text()
+    assert f"ganzoo resume {run.relative_to(tmp_path)}" in (run / "README.txt").read_text()
     assert [record["step"] for record in records(run)] == [8, 10, 12]
     assert ("wasserstein_estimate" in records(run)[0]) == name.startswith("wgan")
     for picture in ("curves.png", "samples.png"):
@@ -177,9 +180,9 @@ def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(ganzoo_comma
 
 def test_monitor_writes_the_curves_as_json_lines(tmp_path):
     with Monitor(tmp_path, "title", 0, 3) as monitor:
-        monitor.log(2, {"critic_loss": torch.tensor(0.5)})
+        monitor.log(2, {"critic_loss": 0.5})
     with Monitor(tmp_path, "title", 2, 3) as monitor:
-        monitor.log(3, {"critic_loss": torch.tensor(0.25)})
+        monitor.log(3, {"critic_loss": 0.25})
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["critic_loss"]) for line in lines] == [(2, 0.5), (3, 0.25)]
     assert 0 <= lines[0]["seconds"] <= lines[1]["seconds"]

@@ -59,7 +59,7 @@ def test_goes_on_from_its_state_to_the_bit(tiny, images):
     assert torch.equal(resumed.sample(9), straight.sample(9))
 
 
-@pytest.mark.parametrize("lost", ["networks", "averages", "optimizers", "sampler", "random"])
+@pytest.mark.parametrize("lost", ["networks", "averages", "optimizers", "positions", "updates", "seed"])
 def test_every_part_of_the_state_matters(lost, images):
     variant = ganzoo.create("wgan-gp", width=4, latent=8, batch=16, ema=0.9)
     straight = Trainer(variant, images, seed=3)
@@ -84,7 +84,7 @@ def test_only_the_player_on_turn_changes(tiny, images):
     trainer = Trainer(tiny, images)
     for turn in set(tiny.schedule(0)):
         before = {name: [p.clone() for p in net.parameters()] for name, net in trainer.networks.named_children()}
-        trainer._update(turn)
+        trainer._turn((turn,))
         changed = {
             name
             for name, net in trainer.networks.named_children()
@@ -121,16 +121,18 @@ def test_average_of_the_generator_is_the_running_one_and_has_the_running_statist
         trainer.step()
         for average, p in zip(expected, trainer.networks.generator.parameters()):
             average.mul_(0.75).add_(p.detach(), alpha=0.25)
-    torch.testing.assert_close(list(trainer.generator().parameters()), expected)
+    sampling = trainer.sampling().generator
+    torch.testing.assert_close(list(sampling.parameters()), expected)
     buffers = list(trainer.networks.generator.buffers())
-    assert buffers and all(map(torch.equal, trainer.generator().buffers(), buffers))
+    assert buffers and all(map(torch.equal, sampling.buffers(), buffers))
 
 
 def test_without_an_average_the_generator_itself_draws(images):
     trainer = Trainer(ganzoo.create("gan", width=4, batch=16, ema=0.0), images)
     trainer.step()
-    assert all(map(torch.equal, trainer.generator().parameters(), trainer.networks.generator.parameters()))
-    assert trainer.networks.generator.training and not trainer.generator().training
+    sampling = trainer.sampling().generator
+    assert all(map(torch.equal, sampling.parameters(), trainer.networks.generator.parameters()))
+    assert trainer.networks.generator.training and not sampling.training
 
 
 def test_sngan_has_unit_spectral_norm_after_some_steps(images):
@@ -143,11 +145,12 @@ def test_sngan_has_unit_spectral_norm_after_some_steps(images):
 
 
 def test_an_epoch_draws_every_image_once():
-    trainer = Trainer(ganzoo.create("gan", width=4, batch=4), torch.rand(12, 1, 8, 8))
-    epochs = [torch.cat([trainer._draw.real() for _ in range(3)]) for _ in range(2)]
+    trainer = Trainer(ganzoo.create("gan", width=4, batch=5), torch.rand(12, 1, 8, 8))
+    drawn = torch.cat([trainer._draw.real() for _ in range(12)]).flatten(1)
+    epochs = drawn.split(12)
     for epoch in epochs:
-        assert len(epoch.flatten(1).unique(dim=0)) == 12
-    assert not torch.equal(*epochs)
+        assert len(epoch.unique(dim=0)) == 12
+    assert not torch.equal(epochs[0], epochs[1])
 
 
 @pytest.mark.parametrize(
@@ -160,19 +163,22 @@ def test_an_epoch_draws_every_image_once():
         ),
         (dict(ops="numpy"), "ganzoo: ops must be gankernels or stock, got 'numpy'."),
         (
-            dict(images=torch.zeros(64, 8, 8)),
-            "ganzoo: images must be a float tensor (N, C, H, W), got torch.float32 (64, 8, 8).",
+            dict(images=torch.zeros(64)),
+            "ganzoo: data must be a float tensor (N, ...), a data set or a dict of data sets, got torch.float32 (64,).",
         ),
         (
             dict(images=torch.zeros(64, 1, 8, 8, dtype=torch.uint8)),
-            "ganzoo: images must be a float tensor (N, C, H, W), got torch.uint8 (64, 1, 8, 8).",
+            "ganzoo: data must be a float tensor (N, ...), a data set or a dict of data sets, got torch.uint8 "
+            "(64, 1, 8, 8).",
         ),
+        (dict(precision="fp8"), "ganzoo: precision must be one of fp32, bf16, fp16, got 'fp8'."),
+        (dict(accumulate=3), "ganzoo: batch must be a multiple of the 3 parts it is cut into, got 64."),
         (dict(images=torch.zeros(63, 1, 8, 8)), "ganzoo: batch must be at most the number of images, 63, got 64."),
     ],
 )
 def test_bad_arguments_are_refused_in_one_sentence(images, options, sentence):
     with pytest.raises(ArgumentError) as refused:
-        Trainer(ganzoo.create("gan"), **{"images": images, **options})
+        Trainer(ganzoo.create("gan"), options.pop("images", images), **options)
     assert str(refused.value) == sentence
 
 
@@ -213,10 +219,10 @@ def test_a_variant_of_ones_own_trains_saves_and_samples(images, tmp_path, monkey
     class Mine(Variant):
         """The minimax game between two perceptrons, both updating twice."""
 
-        def networks(self, image_shape, ops):
-            pixels = torch.Size(image_shape).numel()
+        def networks(self, data, ops):
+            pixels = torch.Size(data.shape).numel()
             return Networks(
-                generator=nn.Sequential(nn.Linear(self.latent, pixels), nn.Tanh(), nn.Unflatten(1, image_shape)),
+                generator=nn.Sequential(nn.Linear(self.latent, pixels), nn.Tanh(), nn.Unflatten(1, data.shape)),
                 judge=nn.Sequential(nn.Flatten(), nn.Linear(pixels, 1), nn.Dropout()),
             )
 

@@ -465,5 +465,5 @@ def _labels(names, whole):
         parts = {name: part[1:] for name, part in parts.items()}
     if any(len(part) == 1 for part in parts.values()):
         return None, None
-    classes = sorted({part[0] for part in parts.values()})
-    return torch.tensor([classes.index(parts[name][0]) for name in whole]), len(classes)
+    numbers = {folder: number for number, folder in enumerate(sorted({part[0] for part in parts.values()}))}
+    return torch.tensor([numbers[parts[name][0]] for name in whole]), len(numbers)

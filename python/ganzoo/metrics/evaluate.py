@@ -34,10 +34,10 @@ def make_extractor(word, data, device="cpu"):
     Points have their coordinates; grey images with labels a classifier trained here, for digits on their training part;
     other images Inception.
     """
-    if not word:
-        word = (
-            "pixels" if len(data.shape) == 1 else "classifier" if data.classes and data.shape[0] == 1 else "inception"
-        )
+    if not word and len(data.shape) == 1:
+        word = "pixels"
+    elif not word:
+        word = "classifier" if data.classes and data.shape[0] == 1 else "inception"
     if word == "pixels":
         return Pixels()
     if word == "inception":
@@ -47,7 +47,7 @@ def make_extractor(word, data, device="cpu"):
     return Classifier(open_data("digits", split="train") if data.name == "digits" else data)
 
 
-def evaluate(samples, data, extractor="", device="cpu"):
+def evaluate(samples, data, extractor="", labels=None, device="cpu"):
     """The figures of generated samples against a set of data.
 
         data = ganzoo.data.open("ring")
@@ -64,6 +64,8 @@ def evaluate(samples, data, extractor="", device="cpu"):
         data: the reference: a set whose samples have a field `image`.
         extractor: a word of `EXTRACTORS`, an extractor of one's own (see `ganzoo.metrics.extractors`), or "" for the
             set's usual one.
+        labels: (N,) int64, the classes that a conditional generator was asked for, which adds the share of the samples
+            that the extractor assigns to them.
         device: where Inception runs.
 
     Returns a list of `Figure`, each of which prints as a line that says all that it depends on.
@@ -73,19 +75,20 @@ def evaluate(samples, data, extractor="", device="cpu"):
     if isinstance(data, dict) or "image" not in data.fetch(torch.zeros(1, dtype=torch.int64)):
         raise Error("there are no metrics for pairs and for domains of images.")
     if samples.shape[1:] != data.shape or len(samples) < 2 * NEAREST:
-        wanted = f"at least {2 * NEAREST} of shape {data.shape}, as {data.name} has"
-        raise ArgumentError("samples", wanted, f"{len(samples)} of shape {tuple(samples.shape[1:])}")
+        wanted, got = f"at least {2 * NEAREST} of shape {data.shape}, as {data.name} has", tuple(samples.shape[1:])
+        raise Error(f"the samples must be {wanted}, got {len(samples)} of shape {got}.")
     if not samples.isfinite().all():
-        raise ArgumentError(
-            "samples", "finite", f"{(~samples.isfinite()).flatten(1).any(1).sum()} samples that are not"
-        )
+        broken = (~samples.isfinite()).flatten(1).any(1).sum()
+        raise Error(f"{broken} of the {len(samples)} samples are not finite.")
+    if labels is not None and (labels.shape != samples.shape[:1] or labels.is_floating_point()):
+        raise ArgumentError("labels", f"{len(samples)} whole numbers", f"{labels.dtype} {tuple(labels.shape)}")
     samples = samples.cpu().float()
     if hasattr(data, "digits"):
         return _stacked_figures(samples, data)
     extractor = make_extractor(extractor, data, device) if isinstance(extractor, str) else extractor
     if len(data.shape) == 1:
-        return _point_figures(samples, data) + _feature_figures(samples, data, extractor, points=True)
-    return _feature_figures(samples, data, extractor)
+        return _point_figures(samples, data) + _feature_figures(samples, data, extractor)
+    return _feature_figures(samples, data, extractor, labels)
 
 
 def _point_figures(samples, data):
@@ -119,7 +122,7 @@ def _stacked_figures(samples, data):
     ]
 
 
-def _feature_figures(samples, data, extractor, points=False):
+def _feature_figures(samples, data, extractor, labels=None):
     real = reference(data, extractor)
     features, probabilities = [], []
     with torch.no_grad():
@@ -137,7 +140,7 @@ def _feature_figures(samples, data, extractor, points=False):
     near = neighbourhoods(features[:count], real.features[:count])
     names = [field.name for field in dataclasses.fields(near)]
     figures = [figure(f"{name} (k = {NEAREST})", getattr(near, name), count, count) for name in names]
-    if points:
+    if len(data.shape) == 1:
         return figures
     inception = isinstance(extractor, Inception)
     names = (
@@ -151,8 +154,11 @@ def _feature_figures(samples, data, extractor, points=False):
         figure(f"{names[1]}, standard deviation ({subsets})", spread, of=len(real.features)),
         *figures,
     ]
-    if probabilities[0] is not None:
-        mean, spread = inception_score(torch.cat([part.cpu() for part in probabilities]))
-        for name, value in [(names[2], mean), (f"{names[2]}, standard deviation", spread)]:
-            figures.append(Figure(f"{name} (10 splits)", value, extractor.name, "none", extractor.resize, n))
-    return figures
+    if probabilities[0] is None:
+        return figures
+    probabilities = torch.cat([part.cpu() for part in probabilities])
+    mean, spread = inception_score(probabilities)
+    alone = [(f"{names[2]} (10 splits)", mean), (f"{names[2]}, standard deviation (10 splits)", spread)]
+    if labels is not None:
+        alone.append(("label agreement", (probabilities.argmax(1) == labels.cpu()).double().mean().item()))
+    return figures + [Figure(name, value, extractor.name, "none", extractor.resize, n) for name, value in alone]

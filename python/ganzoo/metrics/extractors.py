@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ganzoo.data.base import fingerprint
 from ganzoo.errors import Error, reason
 from ganzoo.files import cache_folder, write_atomically
 
@@ -148,12 +149,3 @@ class Inception:
         pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
         features, logits = self._network(pixels.expand(-1, 3, -1, -1).to(self._device))
         return features, logits.softmax(1)
-
-
-def fingerprint(data):
-    """A hash of all that a set has, its name and its split."""
-    total = hashlib.sha256(repr((data.name, data.split, len(data), data.shape)).encode())
-    for part in torch.arange(len(data)).split(1024):
-        for values in data.fetch(part).values():
-            total.update(values.cpu().numpy().tobytes())
-    return total.hexdigest()

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
+from ganzoo.data.base import fingerprint
 from ganzoo.files import cache_folder, write_atomically
-from ganzoo.metrics.extractors import BATCH, fingerprint
+from ganzoo.metrics.extractors import BATCH
 from ganzoo.metrics.frechet import Moments
 
 KEPT = 10_000

@@ -4,8 +4,10 @@ A file is written beside its place, flushed to the disk and renamed over it, so 
 moment, finds the old file or the new one, whole.
 """
 
+import dataclasses
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -14,29 +16,74 @@ from ganzoo.errors import Error
 from ganzoo.files import write_atomically
 from ganzoo.training.loop import draw_samples
 from ganzoo.training.ops import get_ops
-from ganzoo.variants.base import create
+from ganzoo.variants.base import DataInfo, Networks, create
 
 CHECKPOINT = "checkpoint.pt"
 GENERATOR = "generator.safetensors"
 
 
 def save_checkpoint(folder, trainer):
-    """Write a trainer's state to `checkpoint.pt` and the generator that samples to `generator.safetensors`."""
+    """Write a trainer's state to `checkpoint.pt` and what samples to `generator.safetensors`."""
+    with Saver(folder) as saver:
+        saver.save(trainer)
+
+
+class Saver:
+    """Saves the checkpoints of a run in a thread of its own, from a copy in memory: training stands still while it is copied,
+    not while it is written. To be used as a context manager, which ends when the last one is on the disk."""
+
+    def __init__(self, folder):
+        self._folder, self._writing = Path(folder), None
+        self._thread = ThreadPoolExecutor(1, "ganzoo-save")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._thread.shutdown()
+        if exception[0] is None:
+            self.wait()
+
+    def save(self, trainer):
+        """Save a trainer's state. Raises what went wrong with the one before."""
+        self.wait()
+        variant = trainer.variant
+        described = {
+            "variant": variant.name,
+            "options": variant.options(),
+            "data": dataclasses.asdict(trainer.data),
+            "phase": variant.phase,
+            "steps": trainer.steps,
+        }
+        state, weights = _copied(trainer.state_dict()), _copied(trainer.sampling().state_dict())
+        self._writing = self._thread.submit(_write, self._folder, state, weights, described)
+
+    def wait(self):
+        """Until all is on the disk."""
+        if self._writing:
+            self._writing.result()
+            self._writing = None
+
+
+def _copied(state):
+    """A nest of dicts, lists and tensors, the tensors copied to the CPU."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: _copied(value) for key, value in state.items()}
+    return [_copied(value) for value in state] if isinstance(state, (list, tuple)) else state
+
+
+def _write(folder, state, weights, described):
     import safetensors.torch
 
     content = io.BytesIO()
-    torch.save(trainer.state_dict(), content)
-    write_atomically(Path(folder) / CHECKPOINT, content.getvalue())
-    described = {
-        "variant": trainer.variant.name,
-        "options": trainer.variant.options(),
-        "image_shape": trainer.image_shape,
-        "steps": trainer.steps,
-    }
-    weights = {name: tensor.contiguous() for name, tensor in trainer.generator().state_dict().items()}
-    # One entry: safetensors writes several in an order that changes from process to process.
+    torch.save(state, content)
+    write_atomically(folder / CHECKPOINT, content.getbuffer())
+    # One entry of metadata: safetensors writes several in an order that changes from process to process.
     metadata = {"ganzoo": json.dumps(described)}
-    write_atomically(Path(folder) / GENERATOR, safetensors.torch.save(weights, metadata=metadata))
+    weights = {name: tensor.contiguous() for name, tensor in weights.items()}
+    write_atomically(folder / GENERATOR, safetensors.torch.save(weights, metadata=metadata))
 
 
 def load_checkpoint(folder):
@@ -53,15 +100,17 @@ def load_checkpoint(folder):
 class Generator:
     """A trained generator on the CPU. Needs no data set; made by `load`.
 
-    Attributes: `variant` with its options, `image_shape` (C, H, W), `steps` trained, `network` the `torch.nn.Module`.
+    Attributes: `variant` with its options, `data` the `DataInfo` of what it was trained on, `steps` trained, `networks` those
+    that it samples with.
     """
 
-    def __init__(self, variant, image_shape, steps, network):
-        self.variant, self.image_shape, self.steps, self.network = variant, image_shape, steps, network
+    def __init__(self, variant, data, steps, networks):
+        self.variant, self.data, self.steps, self.networks = variant, data, steps, networks
 
-    def sample(self, n, seed=0):
-        """`n` images (n, C, H, W), float32 in [−1, 1], the same for the same seed."""
-        return draw_samples(self.variant, self.network, n, seed)
+    def sample(self, n, seed=0, labels=None):
+        """`n` images (n, C, H, W), float32 in [−1, 1], the same for the same seed. `labels` (n,) for a conditional
+        generator, all classes in turn unless given."""
+        return draw_samples(self.variant, self.data, self.networks, n, seed, labels=labels)
 
 
 def load(path):
@@ -80,9 +129,12 @@ def load(path):
             described = json.loads(opened.metadata()["ganzoo"])
             weights = {name: opened.get_tensor(name) for name in opened.keys()}
         variant = create(described["variant"], **described["options"])
-        image_shape, steps = tuple(described["image_shape"]), described["steps"]
+        data = DataInfo(**described["data"])
+        variant.phase, steps = described["phase"], described["steps"]
     except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise Error(f"{file} is damaged, or not a generator that ganzoo saved ({type(error).__name__}).") from error
-    network = variant.networks(image_shape, get_ops("gankernels")).generator
-    network.load_state_dict(weights)
-    return Generator(variant, image_shape, steps, network.eval().requires_grad_(False))
+    data = dataclasses.replace(data, shape=tuple(data.shape), fields={k: tuple(v) for k, v in data.fields.items()})
+    networks = variant.networks(data, get_ops("gankernels"))
+    networks = Networks(**{name: getattr(networks, name) for name in variant.samplers})
+    networks.load_state_dict(weights)
+    return Generator(variant, data, steps, networks.eval().requires_grad_(False))

@@ -10,14 +10,14 @@ from ganzoo.training.loop import Trainer
 BLOCK_SECONDS = 0.3
 
 
-def compare_speed(variant, images, *, device, blocks):
+def compare_speed(variant, data, *, device, blocks):
     """Trains two copies of a variant, alike but for their ops, in turns of about 0.3 s.
 
     Returns `images_per_second` and `stock_images_per_second`, each the median over `blocks` turns, and their `ratio`.
     An image counts once for each discriminator or critic update that it is drawn for. What else the machine does falls
     on both sides alike, since the turns are short and alternate in their order.
     """
-    trainers = {ops: Trainer(variant, images, device=device, ops=ops) for ops in ("gankernels", "stock")}
+    trainers = {ops: Trainer(variant, data, device=device, ops=ops) for ops in ("gankernels", "stock")}
     for trainer in trainers.values():
         _images_per_second(trainer, 3)
     began = time.perf_counter()

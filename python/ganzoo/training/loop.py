@@ -1,14 +1,24 @@
 """The training loop: whose turn it is, gradients, optimisers, averages and random numbers, for any variant."""
 
+import contextlib
 import copy
 
 import torch
+from torch.func import functional_call
 
+from ganzoo.data.base import DataSet, Tensors
 from ganzoo.errors import ArgumentError
+from ganzoo.training import distributed
+from ganzoo.training.ahead import looked_ahead, unrolled
+from ganzoo.training.compiled import CompiledLoss
+from ganzoo.training.draw import Draw, check_seed, private_random, seed_of
 from ganzoo.training.ops import get_ops
-from ganzoo.training.sampler import RandomStream, Sampler
+from ganzoo.variants.base import DataInfo, Networks
 
-SAMPLING_BATCH = 1024
+SAMPLING_BATCH = 256
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+WEIGHTS, NOISE, ORDER = range(3)
+"""Which of a run's streams of random numbers a seed is for."""
 
 
 def as_device(device):
@@ -21,111 +31,249 @@ def as_device(device):
         ) from None
 
 
-def check_seed(seed):
-    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-        raise ArgumentError("seed", "a whole number of at least 0 and below 2^63", repr(seed))
-    return seed
+def as_sources(data, batch):
+    """Data as a dict of sets, one for each domain. Raises `ArgumentError` for what is none."""
+    if isinstance(data, torch.Tensor) and data.dim() >= 2 and data.is_floating_point():
+        data = Tensors("images", {"image": data})
+    sources = data if isinstance(data, dict) else {"": data}
+    if not sources or not all(isinstance(source, DataSet) for source in sources.values()):
+        tensor = isinstance(data, torch.Tensor)
+        got = f"{data.dtype} {tuple(data.shape)}" if tensor else type(data).__name__
+        raise ArgumentError("data", "a float tensor (N, ...), a data set or a dict of data sets", got)
+    for source in sources.values():
+        if len(source) < batch:
+            raise ArgumentError("batch", f"at most the number of images, {len(source)}", batch)
+    return sources
 
 
-class Draw:
-    """What a loss may sample: every call is a fresh batch."""
-
-    def __init__(self, variant, sampler, device):
-        self._variant, self._sampler, self._device = variant, sampler, device
-
-    def real(self):
-        """A batch of real images, (batch, C, H, W)."""
-        return self._sampler.draw()
-
-    def latents(self):
-        """A batch of latents from the variant's prior."""
-        return self._variant.latents(self._variant.batch, self._device)
+def describe(sources):
+    """The `DataInfo` of data sets."""
+    main = next(iter(sources.values()))
+    samples = {domain: source.fetch(torch.zeros(1, dtype=torch.int64)) for domain, source in sources.items()}
+    if len(sources) == 1:
+        fields = {field: tuple(values.shape[1:]) for field, values in samples.popitem()[1].items()}
+    else:
+        fields = {domain: tuple(sample["image"].shape[1:]) for domain, sample in samples.items()}
+    return DataInfo(main.name, tuple(main.shape), main.classes, fields)
 
 
 class Trainer:
-    """Trains a variant on images that fit in memory.
+    """Trains a variant on data.
 
-        trainer = ganzoo.Trainer(ganzoo.create("wgan-gp"), images, seed=0)
+        trainer = ganzoo.Trainer(ganzoo.create("wgan-gp"), ganzoo.data.open("digits"), seed=0)
         for _ in range(1000):
             figures = trainer.step()
         pictures = trainer.sample(64)
 
     Args:
         variant: from `ganzoo.create`, or an instance of a `Variant` of your own.
-        images: float tensor (N, C, H, W), pixels in [−1, 1]; kept on the device.
+        data: a data set, a dict of sets for unpaired domains, or images as a float tensor (N, C, H, W) in [−1, 1].
         seed: decides the initial weights and everything drawn later. The same seed gives the same run, to the bit on
             the CPU.
-        device: where to train.
+        device: where to train. Data in memory move there.
         ops: `gankernels`, or `stock` for the same training with PyTorch's own ops.
+        precision: `fp32`; `bf16` or `fp16` for autocast, the latter with scaled losses. Weights stay in float32.
+        accumulate: parts that each batch is cut into, one after another through the networks, to save memory.
+        compile: compile the losses with torch.compile; a string is its backend.
 
     Raises `ArgumentError` for an option, seed, device, shape or dtype that is not allowed.
     """
 
-    def __init__(self, variant, images, *, seed=0, device="cpu", ops="gankernels"):
+    def __init__(
+        self, variant, data, *, seed=0, device="cpu", ops="gankernels", precision="fp32", accumulate=1, compile=False
+    ):
         variant.check()
-        if not isinstance(images, torch.Tensor) or images.dim() != 4 or not images.is_floating_point():
-            tensor = isinstance(images, torch.Tensor)
-            got = f"{images.dtype} {tuple(images.shape)}" if tensor else type(images).__name__
-            raise ArgumentError("images", "a float tensor (N, C, H, W)", got)
-        self.variant, self.image_shape, self.device = variant, tuple(images.shape[1:]), as_device(device)
-        self.steps = 0
-        self._ops = get_ops(ops)
-        self._random = RandomStream(check_seed(seed), self.device)
-        self._sampler = Sampler(images.to(self.device), variant.batch)
-        self._draw = Draw(variant, self._sampler, self.device)
-        with self._random:
-            self.networks = variant.networks(self.image_shape, self._ops).to(self.device)
-        self._averages, self._optimizers, self._params = {}, {}, {}
-        self._players = variant.players(self._ops)
+        self.variant = copy.copy(variant)  # whose phase is this trainer's
+        sources = as_sources(data, variant.batch)
+        self.seed, self.device, self.steps, self.attempt = check_seed(seed), as_device(device), 0, 0
+        if precision not in PRECISIONS:
+            raise ArgumentError("precision", f"one of {', '.join(PRECISIONS)}", repr(precision))
+        self._shares = accumulate * distributed.size()
+        self._accumulate, self._first_share = accumulate, accumulate * distributed.rank()
+        distributed.check_shares(variant, self._shares)
+        self.sources = {domain: source.to(self.device) for domain, source in sources.items()}
+        self.data = describe(self.sources)
+        self._ops, self._precision, self._compile = get_ops(ops), precision, compile
+        self._draw = Draw(self.variant, self.sources, seed_of(self.seed, self.attempt, ORDER), self.device)
+        self.networks, self._averages, self._previous = None, {}, {}
+        self.updates = {}
+        self._enter(variant.phase_at(0))
+
+    def _enter(self, phase, *, resumed=False):
+        """Build the networks of a phase, with the weights that they share with those of the phase before, and its
+        players."""
+        self.variant.phase = phase
+        before, averages_before = self.networks, self._averages
+        with private_random(seed_of(self.seed, self.attempt, WEIGHTS, phase), self.device):
+            networks = self.variant.networks(self.data, self._ops).to(self.device)
+            self.networks = distributed.with_whole_batch_norms(networks)
+            if before is not None:
+                carry_over(before, self.networks)
+            if not resumed:
+                self._draw.begin(-1 - phase)
+                with torch.no_grad():
+                    self.variant.enter(self.networks, self._draw, self._ops)
+        self._players = self.variant.players(self._ops)
+        self.updates = {name: self.updates.get(name, 0) for name in self._players}
+        self._averages, self._optimizers, self._rates, self._scalers = {}, {}, {}, {}
+        self._names, self._params, self._losses = {}, {}, {}
         for name, player in self._players.items():
-            networks = [getattr(self.networks, network) for network in player.networks]
-            self._params[name] = [p for network in networks for p in network.parameters() if p.requires_grad]
-            average = {}
-            if player.ema:
-                copies = {network: copy.deepcopy(getattr(self.networks, network)) for network in player.networks}
-                self._averages.update(copies)
-                trained = [p.requires_grad for network in networks for p in network.parameters()]
-                params = [p for network in copies.values() for p in network.parameters()]
-                average = {"ema": [p for p, kept in zip(params, trained) if kept], "ema_decay": player.ema}
-            self._optimizers[name] = player.optimizer(self._params[name], **average)
-        for network in self._averages.values():
-            network.requires_grad_(False).eval()
-        self._all_params = [param for params in self._params.values() for param in params]
+            self._add_player(name, player)
+        for name, average in self._averages.items():
+            average.requires_grad_(False).eval()
+            if name in averages_before:
+                carry_over(averages_before[name], average)
+        self._all_params = list(self.networks.parameters())
+        ahead = {name for player in self._players.values() for name in player.lookahead}
+        self._previous = {
+            name: [p.detach().clone() for p in getattr(self.networks, name).parameters()] for name in sorted(ahead)
+        }
+
+    def _add_player(self, name, player):
+        trained = [
+            (f"{network}.{path}", param)
+            for network in player.networks
+            for path, param in getattr(self.networks, network).named_parameters()
+            if param.requires_grad
+        ]
+        self._names[name], self._params[name] = [key for key, _ in trained], [param for _, param in trained]
+        options = {}
+        if player.ema:
+            copies = {network: copy.deepcopy(getattr(self.networks, network)) for network in player.networks}
+            self._averages.update(copies)
+            averaged = dict(Networks(**copies).named_parameters())
+            options = {"ema": [averaged[key] for key in self._names[name]], "ema_decay": player.ema}
+        optimizer = player.optimizer(self._params[name], **options)
+        self._optimizers[name], self._rates[name] = optimizer, [group["lr"] for group in optimizer.param_groups]
+        self._scalers[name] = torch.amp.GradScaler(self.device.type, enabled=self._precision == "fp16")
+        losses = {name: player.loss, **{f"{name}.{key}": term.loss for key, term in player.regularizers.items()}}
+        if self._compile:
+            losses = {key: CompiledLoss(loss, self._compile) for key, loss in losses.items()}
+        self._losses.update(losses)
 
     @property
     def images_drawn(self):
-        """How many real images the losses have drawn so far."""
-        return self._sampler.drawn
+        """How many real images the losses have drawn so far, in all domains and processes."""
+        return sum(self._draw.positions.values())
 
     def step(self):
         """One generator step with all the updates that the schedule puts in it.
 
-        Returns the figures of the last update of each player as scalar tensors: its loss under `<player>_loss`, and
-        what its loss function returned beside it.
+        Returns the figures of the last update of each player as scalar tensors: its loss under `<player>_loss`, its
+        regularizers under their names when they were due, and what its loss function returned beside it.
         """
+        phase = self.variant.phase_at(self.steps)
+        if phase != self.variant.phase:
+            self._enter(phase)
         figures = {}
-        with self._random:
-            for name in self.variant.schedule(self.steps):
-                figures.update(self._update(name))
+        noise = seed_of(self.seed, self.attempt, NOISE, distributed.rank(), self.steps)
+        with private_random(noise, self.device):
+            for turn in self.variant.schedule(self.steps):
+                figures.update(self._turn((turn,) if isinstance(turn, str) else turn))
         self.steps += 1
         return figures
 
-    def _update(self, name):
+    def _turn(self, names):
+        """One update of each of these players, all from the same point."""
+        figures, gradients = {}, {}
+        for name in names:
+            figures[name] = self._differentiate(name)
+            gradients[name] = [param.grad for param in self._params[name]]  # players may share weights
+        for name in names:
+            for param, gradient in zip(self._params[name], gradients[name]):
+                param.grad = gradient
+            self._update(name, figures[name])
+        return {key: value for name in names for key, value in figures[name].items()}
+
+    def _differentiate(self, name):
+        """The gradients of a player's loss, in its parameters, and the figures of the loss."""
         for param in self._all_params:
             param.requires_grad_(False)
         for param in self._params[name]:
             param.requires_grad_(True)
-        optimizer = self._optimizers[name]
-        optimizer.zero_grad()
-        loss, figures = self._players[name].loss(self.networks, self._draw, self._ops)
-        loss.backward()
-        optimizer.step()
-        return {f"{name}_loss": loss.detach(), **{key: value.detach() for key, value in figures.items()}}
+        self._optimizers[name].zero_grad()
+        update, figures = sum(self.updates.values()), {}
+        for share in range(self._first_share, self._first_share + self._accumulate):
+            self._draw.begin(update, share, self._shares)
+            loss, terms = self._loss(name)
+            if self._accumulate > 1:
+                loss = loss / self._accumulate
+                terms = {key: value / self._accumulate for key, value in terms.items()}
+            self._scalers[name].scale(loss).backward()
+            for key, value in {f"{name}_loss": loss, **terms}.items():
+                figures[key] = figures[key] + value.detach() if key in figures else value.detach()
+        self.updates[name] += 1
+        return figures
 
-    def generator(self):
-        """The generator that draws the samples, in evaluation mode: the average of its weights where one is kept."""
-        live = self.networks.generator
-        average = self._averages.get("generator")
+    def _loss(self, name):
+        """A player's loss on its share of a batch, with the terms that are due, and what there is to plot."""
+        player, optimizer = self._players[name], self._optimizers[name]
+        self._draw.step = self.steps
+        with self._autocast():
+            weights = {}
+            for network in player.lookahead:
+                params = dict(getattr(self.networks, network).named_parameters())
+                ahead = looked_ahead([p.detach() for p in params.values()], self._previous[network])
+                weights.update({f"{network}.{path}": tensor for path, tensor in zip(params, ahead)})
+            for other, count in player.unroll.items():
+                names, params = self._names[other], self._params[other]
+                optimizer, draw = self._optimizers[other], self._draw
+                weights |= unrolled(
+                    self.networks, self._players[other], optimizer, names, params, count, draw, self._ops
+                )
+            loss, figures = self._evaluate(self._losses[name], weights)
+            for key, term in player.regularizers.items():
+                if self.updates[name] % term.every == 0:
+                    value, beside = self._evaluate(self._losses[f"{name}.{key}"], weights)
+                    loss = loss + term.every * value
+                    figures = {**figures, key: value, **beside}
+        return loss, figures
+
+    def _evaluate(self, loss, weights):
+        if weights:
+            return functional_call(self.networks, weights, (loss, self._draw, self._ops))
+        return loss(self.networks, self._draw, self._ops)
+
+    def _autocast(self):
+        dtype = PRECISIONS[self._precision]
+        return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
+
+    def _update(self, name, figures):
+        """One step of a player's optimiser with the gradients that are in its parameters."""
+        player, optimizer, scaler = self._players[name], self._optimizers[name], self._scalers[name]
+        if player.lr:
+            for group, rate in zip(optimizer.param_groups, self._rates[name]):
+                group["lr"] = rate * player.lr(self.steps)
+        for network in player.networks:
+            if network in self._previous:
+                weights = [param.detach() for param in getattr(self.networks, network).parameters()]
+                torch._foreach_copy_(self._previous[network], weights)
+        distributed.average([param.grad for param in self._params[name] if param.grad is not None])
+        scaler.step(optimizer)
+        scaler.update()
+        if player.after:
+            distributed.average(list(figures.values()))
+            with torch.no_grad():
+                player.after(self.networks, figures)
+
+    def retry(self, attempt):
+        """Draw other random numbers from here on: the same ones would lead to the same end."""
+        self.attempt = attempt
+        self._reseed()
+
+    def _reseed(self):
+        positions = self._draw.positions
+        self._draw = Draw(self.variant, self.sources, seed_of(self.seed, self.attempt, ORDER), self.device)
+        self._draw.positions.update(positions)
+
+    def sampling(self):
+        """What the variant samples with, in evaluation mode: the averages of weights where they are kept."""
+        return Networks(**{name: self._sampling(name) for name in self.variant.samplers})
+
+    def _sampling(self, name):
+        live, average = getattr(self.networks, name), self._averages.get(name)
+        if isinstance(live, torch.Tensor):
+            return live.clone()
         if average is None:
             return copy.deepcopy(live).eval()
         # Running statistics are averages already.
@@ -133,41 +281,71 @@ class Trainer:
             kept.copy_(buffer)
         return average
 
-    def sample(self, count, seed=0):
-        """`count` generated images (count, C, H, W) in [−1, 1], the same for the same seed."""
-        return draw_samples(self.variant, self.generator(), count, seed, self.device)
+    def sample(self, count, seed=0, labels=None):
+        """`count` generated images (count, C, H, W) in [−1, 1], the same for the same seed. With several processes each
+        draws a part, so all of them have to call it, and all have the result."""
+        return draw_samples(self.variant, self.data, self.sampling(), count, seed, self.device, labels)
 
     def state_dict(self):
         """Everything that the next step depends on, as tensors and plain values: `torch.load(weights_only=True)`
-        reads it back."""
+        reads it back. It is the same in every process."""
         return {
+            "seed": self.seed,
+            "attempt": self.attempt,
             "steps": self.steps,
-            "networks": {name: network.state_dict() for name, network in self.networks.named_children()},
+            "phase": self.variant.phase,
+            "updates": dict(self.updates),
+            "positions": dict(self._draw.positions),
+            "networks": self.networks.state_dict(),
             "averages": {name: network.state_dict() for name, network in self._averages.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
-            "sampler": self._sampler.state_dict(),
-            "random": self._random.state_dict(),
+            "scalers": {name: scaler.state_dict() for name, scaler in self._scalers.items()},
+            "previous": self._previous,
         }
 
     def load_state_dict(self, state):
         """Continue from a `state_dict`. On the CPU every later step then equals that of the run that was never
         stopped, to the bit."""
-        self.steps = state["steps"]
-        for name, network in self.networks.named_children():
-            network.load_state_dict(state["networks"][name])
+        self.seed, self.attempt, self.steps = state["seed"], state["attempt"], state["steps"]
+        if state["phase"] != self.variant.phase:
+            self._enter(state["phase"], resumed=True)
+        self.updates = dict(state["updates"])
+        self._draw.positions.update(state["positions"])
+        self._reseed()
+        self.networks.load_state_dict(state["networks"])
         for name, network in self._averages.items():
             network.load_state_dict(state["averages"][name])
         for name, optimizer in self._optimizers.items():
             optimizer.load_state_dict(state["optimizers"][name])
-        self._sampler.load_state_dict(state["sampler"])
-        self._random.load_state_dict(state["random"])
+        for name, scaler in self._scalers.items():
+            scaler.load_state_dict(state["scalers"][name])
+        for name, params in self._previous.items():
+            torch._foreach_copy_(params, [param.to(self.device) for param in state["previous"][name]])
 
 
-def draw_samples(variant, generator, count, seed, device="cpu"):
-    """`count` images from a generator, from the latents that `seed` gives. Leaves PyTorch's default generators as
-    they were."""
+def carry_over(before, after):
+    """Give a module the values of those parameters and buffers of another that have the same name and shape."""
+    values, own = before.state_dict(), after.state_dict()
+    kept = {key: value for key, value in values.items() if key in own and own[key].shape == value.shape}
+    after.load_state_dict(kept, strict=False)
+
+
+@torch.no_grad()
+def draw_samples(variant, data, networks, count, seed, device="cpu", labels=None):
+    """`count` images from networks that sample, from the latents that `seed` gives, in turn of every class where `data` has
+    classes. PyTorch's default generators are left as they were."""
     if count < 1:
         raise ArgumentError("count", "at least 1", count)
-    with RandomStream(check_seed(seed), device), torch.no_grad():
-        latents = variant.latents(count, device)
-        return torch.cat([generator(part) for part in latents.split(SAMPLING_BATCH)])
+    latents = variant.latents(count, torch.Generator(device).manual_seed(check_seed(seed)))
+    if labels is None and data.classes:
+        labels = torch.arange(count, device=device) % data.classes
+    images, size = None, distributed.size()
+    for part, start in enumerate(range(0, count, SAMPLING_BATCH)):
+        if part % size == distributed.rank():
+            rows = slice(start, start + SAMPLING_BATCH)
+            with private_random(seed_of(seed, part), device):
+                drawn = variant.sample(networks, latents[rows], None if labels is None else labels[rows])
+            if images is None:
+                images = drawn.new_zeros(count, *drawn.shape[1:])
+            images[rows] = drawn
+    return images if size == 1 else distributed.merged(images, (count, *data.shape), device)

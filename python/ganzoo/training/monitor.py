@@ -1,14 +1,13 @@
-"""What a person and a program see of a run while it goes on: the progress bar and `metrics.jsonl`."""
+"""What a person and a program see of a run while it goes on: the progress bar, `metrics.jsonl`, `log.txt` and TensorBoard."""
 
 import json
-import math
 import time
 from pathlib import Path
 
-from ganzoo.errors import Error
 from ganzoo.plots import label
 
-METRICS = "metrics.jsonl"
+METRICS, LOG, TENSORBOARD = "metrics.jsonl", "log.txt", "tensorboard"
+REFRESH = 0.25
 
 
 def read_metrics(folder):
@@ -26,15 +25,16 @@ def read_metrics(folder):
 
 class Monitor:
     """Shows the progress of a run and appends its figures to `metrics.jsonl`, one JSON object a line: `step`,
-    `seconds` of training so far, and the figures that `Trainer.step` returned. To be used as a context manager
-    around the training.
+    `seconds` of training so far, and the figures that `Trainer.step` returned. What a person should know goes to `log.txt`
+    and, the latest of it, below the progress bar. To be used as a context manager around the training.
 
     A run that goes on from step `start` keeps the records up to it.
     """
 
-    def __init__(self, folder, title, start, steps):
+    def __init__(self, folder, title, start, steps, *, tensorboard=False):
+        self._folder, self._title, self._start, self._steps = Path(folder), title, start, steps
+        self._tensorboard, self._shown, self._alarm = tensorboard, 0.0, ""
         self.records = [record for record in read_metrics(folder) if record["step"] <= start]
-        self._path, self._title, self._start, self._steps = Path(folder) / METRICS, title, start, steps
 
     def __enter__(self):
         from rich.console import Group
@@ -42,11 +42,14 @@ class Monitor:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
         from rich.text import Text
 
-        self._file = open(self._path, "w")
-        for record in self.records:
-            self._write(record)
         self._seconds = self.records[-1]["seconds"] if self.records else 0.0
         self._began = time.perf_counter()
+        self._file = None
+        self.back_to(self._start)
+        if self._tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(self._folder / TENSORBOARD), purge_step=self._start + 1)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -57,15 +60,28 @@ class Monitor:
         )
         self._task = self._progress.add_task(self._title, total=self._steps, completed=self._start, rate="")
         self._figures = Text()
-        self._live = Live(Group(self._progress, self._figures), refresh_per_second=4)
+        self._live = Live(Group(self._progress, self._figures), auto_refresh=False)
         self._live.start()
         return self
 
     def __exit__(self, *exception):
+        self._live.refresh()
         self._live.stop()
         if not self._live.console.is_terminal:
             self._live.console.line()
         self._file.close()
+        if self._tensorboard:
+            self._tensorboard.close()
+
+    def back_to(self, step):
+        """Forget the records after a step."""
+        if self._file:
+            self._file.close()
+        self.records = [record for record in self.records if record["step"] <= step]
+        self._file = open(self._folder / METRICS, "w")
+        for record in self.records:
+            self._write(record)
+        self._file.flush()
 
     def _write(self, record):
         self._file.write(json.dumps(record) + "\n")
@@ -75,17 +91,46 @@ class Monitor:
         return self._seconds + time.perf_counter() - self._began
 
     def advance(self, step):
-        rate = (step - self._start) / (time.perf_counter() - self._began)
-        self._progress.update(self._task, completed=step, rate=f"{rate:.1f} steps/s")
+        now = time.perf_counter()
+        if now - self._shown > REFRESH or step == self._steps:
+            self._shown = now
+            rate = (step - self._start) / (now - self._began)
+            self._progress.update(self._task, completed=step, rate=f"{rate:.1f} steps/s")
+            self._live.refresh()
 
-    def log(self, step, figures):
-        """Record the figures of a step, scalar tensors by name. Raises `Error` when one is no longer a finite
-        number."""
-        values = {name: value.item() for name, value in figures.items()}
-        for name, value in values.items():
-            if not math.isfinite(value):
-                raise Error(f"training diverged: {label(name)} is {value} at step {step}.")
+    def log(self, step, values):
+        """Record the figures of a step, numbers by name."""
         self.records.append({"step": step, "seconds": round(self.seconds(), 3), **values})
         self._write(self.records[-1])
         self._file.flush()
-        self._figures.plain = "   ".join(f"{label(name)} {value:.3f}" for name, value in values.items())
+        if self._tensorboard:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, value, step)
+        shown = "   ".join(f"{label(name)} {value:.3f}" for name, value in values.items())
+        self._figures.plain = f"{shown}   {self._alarm}".rstrip()
+
+    def alarm(self, step, sentences):
+        """What is wrong, in sentences, as of this step; none when all is well again."""
+        self._alarm = f"ALARM: {'; '.join(sentences)}" if sentences else ""
+        for sentence in sentences:
+            self.say(step, f"alarm: {sentence}")
+
+    def say(self, step, sentence):
+        """A line in `log.txt`."""
+        with open(self._folder / LOG, "a") as file:
+            file.write(f"step {step}: {sentence}.\n")
+
+
+class Silent:
+    """The monitor of all processes but the first."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def ignore(self, *_):
+        return None
+
+    log = advance = alarm = say = back_to = seconds = ignore

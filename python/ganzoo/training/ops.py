@@ -26,9 +26,12 @@ def get_ops(name):
     if name == "gankernels":
         import gankernels
 
+        def gradient_penalty(critic, real, fake, **options):
+            return gankernels.gradient_penalty(critic, real, fake.to(real.dtype), **options)  # autocast's is lower
+
         return Ops(
             name,
-            gankernels.gradient_penalty,
+            gradient_penalty,
             gankernels.nn.spectral_norm,
             gankernels.optim.Adam,
             gankernels.optim.RMSprop,

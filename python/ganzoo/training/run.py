@@ -1,18 +1,9 @@
-"""A training with its folder: what `ganzoo train` and `ganzoo resume` do.
-
-config.json            variant, options, data, versions and the command that started it
-metrics.jsonl          the figures of every tenth step
-curves.png             the same as curves
-samples/000500.png     what the same 64 latents became by that step
-samples.png            the last of these
-generator.safetensors  the generator's weights: `ganzoo sample <run>`
-checkpoint.pt          everything else: `ganzoo resume <run>`
-summary.json           what came out of it
-"""
+"""A training with its folder: what `ganzoo train` and `ganzoo resume` do."""
 
 import dataclasses
 import json
 import platform
+import signal
 import time
 from dataclasses import dataclass
 from importlib import metadata
@@ -21,35 +12,78 @@ from pathlib import Path
 import gankernels
 import torch
 
-from ganzoo.data.digits import digits
+import ganzoo.data
 from ganzoo.errors import ArgumentError, Error
+from ganzoo.files import write_atomically
 from ganzoo.metrics.digits import DigitJudge
 from ganzoo.options import Checked, Count, CountOrZero
-from ganzoo.plots import save_curves, save_grid
-from ganzoo.training.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from ganzoo.plots import save_curves, save_samples
+from ganzoo.training import distributed
+from ganzoo.training.checkpoint import Saver, load_checkpoint, save_checkpoint
 from ganzoo.training.compare import compare_speed, speed_line
-from ganzoo.training.loop import Trainer, as_device, check_seed
-from ganzoo.training.monitor import Monitor
+from ganzoo.training.draw import check_seed
+from ganzoo.training.health import Diverged, Health, alarms
+from ganzoo.training.loop import PRECISIONS, Trainer, as_device
+from ganzoo.training.monitor import Monitor, Silent
 from ganzoo.variants.base import create
 
 LOG_EVERY = 10
-GRID = 64
+GRID, POINTS = 64, 1000
 GRID_SEED = 0
+CURVES_EVERY = 10
+"""Seconds between drawings of the curves, which take a third of one."""
 JUDGED = 1000
+
+README = """This folder is a run of ganzoo: {variant} on {data}, started with
+
+    {command}
+
+Go on with it, draw from it, measure it, draw its curves again:
+
+    ganzoo resume {folder}
+    ganzoo sample {folder} --n 64
+    ganzoo evaluate {folder}
+    ganzoo plot {folder}
+
+config.json            variant, options, data, versions and the command
+metrics.jsonl          the figures of every {log_every}th step, one JSON object a line; seconds are those of training
+tensorboard/           the same for TensorBoard
+curves.png             the same as curves
+samples/000500.png     what the same latents had become by that step
+samples.png            the last of these
+generator.safetensors  what samples; needs neither data nor this configuration
+checkpoint.pt          everything that the next step depends on
+log.txt                alarms and other events, when there were any
+summary.json           what came out of it, once it has ended
+"""
 
 
 @dataclass
 class RunOptions(Checked):
     """How a run is carried out, whatever it trains."""
 
+    data: str = "digits"
+    """What to train on: a word such as digits, ring or photos, or the path of a folder of images or a file of data."""
+    data_options: tuple[str, ...] = ()
+    """Options of the data, as name=value: size=32."""
     seed: CountOrZero = 0
     """Decides the initial weights and every random number. The same seed repeats a run to the bit on the CPU."""
     device: str = "cpu"
     """cpu, or an accelerator such as cuda."""
+    precision: str = "fp32"
+    """fp32, bf16 or fp16: the latter two by autocast, fp16 with scaled losses."""
+    accumulate: Count = 1
+    """Parts that each batch is cut into, one after another through the networks, to save memory."""
+    compile: bool = False
+    """Compile the losses with torch.compile."""
     threads: Count = 1
     """CPU threads. Part of what makes a run repeat to the bit; more than one pays off beyond small images."""
     save_every: Count = 500
     """Generator steps between checkpoints; a sample grid and the curves are drawn with each."""
+    rollbacks: CountOrZero = 0
+    """How often a training that diverges goes back to its last checkpoint and on with other random numbers."""
+    tensorboard: bool = True
+    """Write the figures for TensorBoard too."""
     compare_blocks: CountOrZero = 11
     """Blocks per side in the speed comparison with stock PyTorch that follows the training; 0 leaves it out."""
     runs: str = "runs"
@@ -59,6 +93,8 @@ class RunOptions(Checked):
         super().check()
         check_seed(self.seed)
         as_device(self.device)
+        if self.precision not in PRECISIONS:
+            raise ArgumentError("precision", f"one of {', '.join(PRECISIONS)}", repr(self.precision))
 
 
 def versions():
@@ -71,25 +107,45 @@ def versions():
     }
 
 
+def open_data(options):
+    """The data that a run's options name."""
+    pairs = [option.partition("=") for option in options.data_options]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise ArgumentError("data_options", "pairs such as size=32", name)
+    return ganzoo.data.open(options.data, **{name: value for name, _, value in pairs})
+
+
 def train(variant, options, command):
-    """Train a variant on the digits in a new run folder. Returns the folder."""
+    """Train a variant in a new run folder, which it returns."""
     variant.check()
     options.check()
-    torch.set_num_threads(options.threads)
-    trainer = Trainer(variant, digits()[0], seed=options.seed, device=options.device)
-    folder = _new_folder(options, variant)
-    config = {
-        "variant": variant.name,
-        "options": variant.options(),
-        "run": dataclasses.asdict(options),
-        "data": "digits",
-        "command": command,
-        "versions": versions(),
-    }
-    write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
-    save_checkpoint(folder, trainer)
+    trainer = _trainer(variant, options)
+    folder = distributed.from_first(lambda: _new_folder(options, variant))
+    if distributed.rank() == 0:
+        config = {
+            "variant": variant.name,
+            "options": variant.options(),
+            "run": dataclasses.asdict(options),
+            "command": command,
+            "versions": versions(),
+        }
+        write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
+        words = dict(variant=variant.name, data=options.data, command=command, folder=folder, log_every=LOG_EVERY)
+        write_atomically(folder / "README.txt", README.format(**words).encode())
+        save_checkpoint(folder, trainer)
     _carry_out(folder, trainer, options)
     return folder
+
+
+def read_config(folder):
+    """The variant and the `RunOptions` of a run folder, and its whole config. Raises `Error` where it is damaged."""
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text())
+        variant, options = create(config["variant"], **config["options"]), RunOptions(**config["run"])
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise Error(f"{Path(folder) / 'config.json'} is missing or damaged ({type(error).__name__}).") from error
+    return variant, options, config
 
 
 def resume(folder, steps=0):
@@ -100,29 +156,38 @@ def resume(folder, steps=0):
     """
     folder = Path(folder)
     state = load_checkpoint(folder)
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        variant, options = create(config["variant"], **config["options"]), RunOptions(**config["run"])
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise Error(f"{folder / 'config.json'} is missing or damaged ({type(error).__name__}).") from error
+    variant, options, config = read_config(folder)
+    options.data_options = tuple(options.data_options)
     options.check()
     if steps:
         variant.steps = steps
         variant.check()
     if state["steps"] >= variant.steps:
         raise ArgumentError("steps", f"above the {state['steps']} that {folder} has", variant.steps)
-    torch.set_num_threads(options.threads)
-    trainer = Trainer(variant, digits()[0], seed=options.seed, device=options.device)
+    trainer = _trainer(variant, options)
     trainer.load_state_dict(state)
-    if steps:
+    if steps and distributed.rank() == 0:
         config["options"]["steps"] = steps
         write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
     _carry_out(folder, trainer, options)
     return folder
 
 
+def _trainer(variant, options):
+    torch.set_num_threads(options.threads)
+    return Trainer(
+        variant,
+        open_data(options),
+        seed=options.seed,
+        device=distributed.join(options.device),
+        precision=options.precision,
+        accumulate=options.accumulate,
+        compile=options.compile,
+    )
+
+
 def _new_folder(options, variant):
-    name = f"{variant.name}-digits-{time.strftime('%Y%m%d-%H%M%S')}-seed{options.seed}"
+    name = f"{variant.name}-{Path(options.data).stem}-{time.strftime('%Y%m%d-%H%M%S')}-seed{options.seed}"
     for attempt in range(1, 1000):
         folder = Path(options.runs) / (name if attempt == 1 else f"{name}-{attempt}")
         try:
@@ -135,44 +200,107 @@ def _new_folder(options, variant):
     raise Error(f"{options.runs} has 999 runs named {name}.")
 
 
+class _Stopped(Exception):
+    """SIGTERM, which torchrun sends to the processes that are left when one has died, and batch systems before they kill."""
+
+
 def _carry_out(folder, trainer, options):
-    variant = trainer.variant
-    with Monitor(folder, variant.name, trainer.steps, variant.steps) as monitor:
-        while trainer.steps < variant.steps:
-            figures = trainer.step()
-            save = trainer.steps % options.save_every == 0 or trainer.steps == variant.steps
+    def stop(*_):
+        raise _Stopped
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        seconds = _train(folder, trainer, options)
+        judged = _judged_samples(trainer) if options.data == "digits" else None
+    except (_Stopped, RuntimeError) as error:
+        if not (isinstance(error, _Stopped) or distributed.lost(error)):
+            raise
+        cause = "another process of the run ended" if distributed.size() > 1 else "the run was told to stop"
+        raise Error(
+            f"{cause}, at step {trainer.steps}; `ganzoo resume {folder}` goes on from the last checkpoint."
+        ) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if distributed.rank() == 0:
+        _sum_up(folder, trainer, options, seconds, judged)
+    distributed.leave()
+
+
+def _train(folder, trainer, options):
+    """All steps that are left. Returns the seconds of training."""
+    first, last, health, drawn = distributed.rank() == 0, trainer.variant.steps, Health(), 0.0
+    with Saver(folder) as saver, _monitor(folder, trainer, options, first) as monitor:
+        while trainer.steps < last:
+            health.note(trainer.steps + 1, trainer.step())
+            save = trainer.steps % options.save_every == 0 or trainer.steps == last
             if save or trainer.steps % LOG_EVERY == 0:
-                monitor.log(trainer.steps, figures)
+                try:
+                    values = health.check()
+                except Diverged as diverged:
+                    if trainer.attempt == options.rollbacks:
+                        raise
+                    _roll_back(folder, trainer, saver, monitor, diverged)
+                    continue
+                monitor.log(trainer.steps, values)
             monitor.advance(trainer.steps)
             if save:
-                save_checkpoint(folder, trainer)
-                _draw(folder, trainer, monitor.records)
-        seconds = monitor.seconds()
+                images = trainer.sample(GRID if len(trainer.data.shape) == 3 else POINTS, seed=GRID_SEED)
+                if first:  # the checkpoint last: whoever goes on from it has the pictures up to it
+                    monitor.alarm(trainer.steps, alarms(trainer, images))
+                    _draw(folder, trainer, images)
+                    if trainer.steps == last or time.perf_counter() - drawn > CURVES_EVERY:
+                        drawn = time.perf_counter()
+                        title = f"{trainer.variant.name} on {trainer.data.name}"
+                        save_curves(folder / "curves.png", monitor.records, title)
+                    saver.save(trainer)
+        return monitor.seconds()
+
+
+def _monitor(folder, trainer, options, first):
+    if not first:
+        return Silent()
+    variant = trainer.variant
+    return Monitor(folder, variant.name, trainer.steps, variant.steps, tensorboard=options.tensorboard)
+
+
+def _roll_back(folder, trainer, saver, monitor, diverged):
+    saver.wait()
+    distributed.from_first(lambda: None)  # the file is there for all
+    attempt = trainer.attempt + 1
+    trainer.load_state_dict(load_checkpoint(folder))
+    trainer.retry(attempt)
+    monitor.back_to(trainer.steps)
+    monitor.say(diverged.step, f"{str(diverged).removeprefix('ganzoo: ').rstrip('.')}; back to step {trainer.steps}")
+
+
+def _draw(folder, trainer, images):
+    for path in (folder / "samples" / f"{trainer.steps:06}.png", folder / "samples.png"):
+        save_samples(path, images)
+
+
+def _sum_up(folder, trainer, options, seconds, judged):
+    variant = trainer.variant
     print(f"Trained {variant.steps} steps in {seconds:.0f} s; run folder {folder}")
     summary = {"steps": trainer.steps, "training_seconds": round(seconds, 1)}
-    summary["digits"] = _judge(trainer)
-    if options.compare_blocks:
-        summary["speed"] = compare_speed(variant, digits()[0], device=options.device, blocks=options.compare_blocks)
+    if judged:
+        summary["digits"] = _judge(*judged)
+    if options.compare_blocks and distributed.size() == 1:
+        summary["speed"] = compare_speed(
+            variant, open_data(options), device=options.device, blocks=options.compare_blocks
+        )
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2).encode())
-    if options.compare_blocks:
+    if "speed" in summary:
         print(speed_line(summary["speed"]))
 
 
-def _draw(folder, trainer, records):
-    images = trainer.sample(GRID, seed=GRID_SEED)
-    for path in (folder / "samples" / f"{trainer.steps:06}.png", folder / "samples.png"):
-        save_grid(path, images)
-    save_curves(folder / "curves.png", records, f"{trainer.variant.name} on digits")
+def _judged_samples(trainer):
+    untrained = Trainer(trainer.variant, trainer.sources, device=trainer.device)
+    return [network.sample(JUDGED, seed=1).cpu() for network in (trainer, untrained)]
 
 
-def _judge(trainer):
+def _judge(samples, untrained):
     judge = DigitJudge()
-    untrained = Trainer(trainer.variant, digits()[0], device=trainer.device)
-    figures = {
-        "samples": judge.judge(trainer.sample(JUDGED, seed=1).cpu()),
-        "untrained": judge.judge(untrained.sample(JUDGED, seed=1).cpu()),
-        "real": judge.held_out(),
-    }
+    figures = {"samples": judge.judge(samples), "untrained": judge.judge(untrained), "real": judge.held_out()}
     shares = {name: f"{judged['recognised']:.1%}" for name, judged in figures.items()}
     print(
         f"Recognised with p >= 0.9 by a classifier of the real digits: {shares['samples']} of {JUDGED} samples "

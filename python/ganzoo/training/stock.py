@@ -7,10 +7,10 @@ from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
-def gradient_penalty(critic, real, fake, *, weight=10.0):
-    """weight·E (‖∇f(x̂)‖₂ − 1)² over x̂ = εx + (1 − ε)G(z), ε ~ U(0, 1) per sample, by
+def gradient_penalty(critic, real, fake, *, eps, weight=10.0):
+    """weight·E (‖∇f(x̂)‖₂ − 1)² over x̂ = εx + (1 − ε)G(z), ε (N,) one number per sample, by
     `autograd.grad(create_graph=True)`."""
-    eps = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device, dtype=real.dtype)
+    eps = eps.reshape(-1, *[1] * (real.dim() - 1))
     mixed = (eps * real + (1 - eps) * fake).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(critic(mixed).sum(), mixed, create_graph=True)
     return weight * (gradient.flatten(1).norm(dim=1) - 1).square().mean()

@@ -1,11 +1,23 @@
 """The GANs, one paper a file, each registered by name when this package is imported."""
 
 from ganzoo.variants import gan, sngan, wgan, wgan_gp
-from ganzoo.variants.base import Networks, Player, Variant, create, list_variants, register, variant_class
+from ganzoo.variants.base import (
+    DataInfo,
+    Networks,
+    Player,
+    Regularizer,
+    Variant,
+    create,
+    list_variants,
+    register,
+    variant_class,
+)
 
 __all__ = [
+    "DataInfo",
     "Networks",
     "Player",
+    "Regularizer",
     "Variant",
     "create",
     "gan",

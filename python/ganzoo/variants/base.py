@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -13,12 +14,44 @@ _VARIANTS = {}
 
 
 class Networks(nn.Module):
-    """A variant's networks under their names: `Networks(generator=..., critic=...)` has `.generator` and `.critic`."""
+    """A variant's networks under their names: `Networks(generator=..., critic=...)` has `.generator` and `.critic`.
+
+    A tensor given in place of a network becomes a buffer: a controller such as BEGAN's k. Networks and buffers alike are
+    moved, checkpointed and resumed.
+    """
 
     def __init__(self, **networks):
         super().__init__()
         for name, network in networks.items():
-            self.add_module(name, network)
+            if isinstance(network, torch.Tensor):
+                self.register_buffer(name, network)
+            else:
+                self.add_module(name, network)
+
+    def forward(self, loss, draw, ops):
+        """`loss` of these networks. As a forward of its own, `torch.func.functional_call` can put other weights in place
+        while a loss is taken."""
+        return loss(self, draw, ops)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataInfo:
+    """What networks may know of the data: `shape` of one sample, number of `classes` or None, and `fields`, the shape of
+    every field of a sample or of every domain by name."""
+
+    name: str
+    shape: tuple
+    classes: int | None = None
+    fields: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Regularizer:
+    """A term that is added to a player's loss at every `every`-th of its updates, `every` times as large, so that its mean
+    does not depend on how often it is taken. `loss` is as a player's."""
+
+    loss: Callable
+    every: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,16 +61,27 @@ class Player:
     Args:
         networks: names of the networks it trains. On its turn they alone receive gradients.
         loss: `loss(networks, draw, ops)` returns the scalar that it minimises and a dict of further scalars to plot.
-            `draw.real()` and `draw.latents()` each sample a fresh batch.
+            `draw` gives fresh batches, latents and random numbers: see `ganzoo.training.draw.Draw`.
         optimizer: takes the parameters, and `ema=` and `ema_decay=` where weights are averaged, and returns the
             optimiser.
         ema: decay per update of the running average of its networks' weights; 0 keeps none.
+        lr: `lr(step)` is the factor on the optimiser's learning rates in that step of training.
+        regularizers: lazy terms by name.
+        unroll: names of players and how many of their updates its loss sees ahead: their losses are stepped by
+            differentiable copies of their optimisers, and gradients flow through those steps.
+        lookahead: names of networks that its loss sees at w + (w − w₋), w₋ being the weights before their last update.
+        after: `after(networks, figures)` follows its update; for controllers. The figures are those of the whole batch.
     """
 
     networks: tuple[str, ...]
     loss: Callable
     optimizer: Callable
     ema: float = 0.0
+    lr: Callable | None = None
+    regularizers: dict[str, Regularizer] = dataclasses.field(default_factory=dict)
+    unroll: dict[str, int] = dataclasses.field(default_factory=dict)
+    lookahead: tuple[str, ...] = ()
+    after: Callable | None = None
 
 
 @dataclasses.dataclass
@@ -45,7 +89,7 @@ class Variant(Checked):
     """A GAN as its paper has it: networks, losses and schedule. Its fields are its options, in Python and on the
     command line.
 
-    A subclass gives `networks`, one of which is called `generator`, `players` and `schedule`.
+    A subclass gives `networks`, one of which is called `generator`, `players` and `schedule`. The rest has defaults.
     """
 
     steps: Count = 2000
@@ -59,21 +103,46 @@ class Variant(Checked):
     ema: Decay = 0.0
     """Decay per step of the running average of the generator's weights, which then draws the samples; 0 for none."""
 
-    def networks(self, image_shape, ops) -> Networks:
-        """The untrained networks for images of shape (C, H, W)."""
+    phase: ClassVar[int] = 0
+    """The phase that training is in, which the loop sets; see `phase_at`."""
+    samplers: ClassVar[tuple] = ("generator",)
+    """Names of what `sample` uses: saved with every checkpoint as what samples without data."""
+    adversary: ClassVar[str] = ""
+    """Name of the network that should not tell real images from generated ones with certainty: when it does, a run says
+    so. A Wasserstein critic is meant to, and has none."""
+
+    def networks(self, data, ops) -> Networks:
+        """The untrained networks for data of this `DataInfo`, in this phase."""
         raise NotImplementedError
 
     def players(self, ops) -> dict[str, Player]:
-        """The players by name. `ops` is the family of ops they train with: see `ganzoo.training.ops`."""
+        """The players by name, in this phase. `ops` is the family of ops they train with: see `ganzoo.training.ops`."""
         raise NotImplementedError
 
-    def schedule(self, step) -> Iterable[str]:
-        """Names of the players that update in generator step `step`, counted from 0, in their order."""
+    def schedule(self, step) -> Iterable:
+        """The turns of generator step `step`, counted from 0, in their order: the name of the player that updates, or a
+        tuple of names that update at once, each from where all stood before."""
         raise NotImplementedError
 
-    def latents(self, count, device):
-        """`count` latents, (count, latent), from PyTorch's default generator."""
-        return torch.randn(count, self.latent, device=device)
+    def phase_at(self, step) -> int:
+        """The phase that a step belongs to, for networks that grow: 0, 1, 2, ... A new phase starts with the networks and
+        players built anew; what has the same name and shape as before keeps its value."""
+        return 0
+
+    def enter(self, networks, draw, ops):
+        """Called once when a phase begins, under no_grad: what is set from the data or from the phase before."""
+
+    def latents(self, count, generator):
+        """`count` latents, (count, latent), drawn with this `torch.Generator`, on its device."""
+        return torch.randn(count, self.latent, device=generator.device, generator=generator)
+
+    def sample(self, networks, latents, labels=None):
+        """Images from latents, and from labels (N,) where the generator is conditional. `networks` has the `samplers`."""
+        return networks.generator(latents)
+
+    def scores(self, networks, images, labels=None):
+        """What the `adversary` gives images, (N,); higher for those it takes for real."""
+        return getattr(networks, self.adversary)(images)
 
     def options(self):
         """The options as a dict of plain values, as written to a run's `config.json`."""

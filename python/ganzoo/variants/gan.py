@@ -18,6 +18,7 @@ class GAN(Variant):
     arXiv:1511.06434.
     """
 
+    adversary = "discriminator"
     steps: Count = 3000
     ema: Decay = 0.99
     lr: Positive = 2e-4
@@ -25,10 +26,10 @@ class GAN(Variant):
     betas: Betas = (0.5, 0.999)
     """Adam's decay rates."""
 
-    def networks(self, image_shape, ops):
+    def networks(self, data, ops):
         return Networks(
-            generator=dcgan.Generator(self.latent, image_shape, self.width),
-            discriminator=dcgan.Discriminator(image_shape, self.width),
+            generator=dcgan.Generator(self.latent, data.shape, self.width),
+            discriminator=dcgan.Discriminator(data.shape, self.width),
         )
 
     def discriminator_loss(self, networks, draw, ops):

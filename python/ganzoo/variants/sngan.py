@@ -18,6 +18,7 @@ class SNGAN(Variant):
     Source: Miyato et al. (2018), arXiv:1802.05957, algorithm 1 and eqs. 16 and 17.
     """
 
+    adversary = "discriminator"
     steps: Count = 1500
     width: Count = 8
     ema: Decay = 0.99
@@ -28,10 +29,10 @@ class SNGAN(Variant):
     betas: Betas = (0.0, 0.9)
     """Adam's decay rates."""
 
-    def networks(self, image_shape, ops):
+    def networks(self, data, ops):
         return Networks(
-            generator=sngan.Generator(self.latent, image_shape, self.width),
-            discriminator=ops.spectral_norm(sngan.Discriminator(image_shape, self.width)),
+            generator=sngan.Generator(self.latent, data.shape, self.width),
+            discriminator=ops.spectral_norm(sngan.Discriminator(data.shape, self.width)),
         )
 
     def discriminator_loss(self, networks, draw, ops):

@@ -32,10 +32,10 @@ class WGAN(Variant):
     long_every: Count = 500
     """Every so many generator steps there is a long critic phase."""
 
-    def networks(self, image_shape, ops):
+    def networks(self, data, ops):
         return Networks(
-            generator=dcgan.Generator(self.latent, image_shape, self.width),
-            critic=dcgan.Discriminator(image_shape, self.width),
+            generator=dcgan.Generator(self.latent, data.shape, self.width),
+            critic=dcgan.Discriminator(data.shape, self.width),
         )
 
     def critic_loss(self, networks, draw, ops):

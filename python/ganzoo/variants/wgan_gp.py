@@ -29,17 +29,17 @@ class WGANGP(Variant):
     betas: Betas = (0.0, 0.9)
     """Adam's decay rates."""
 
-    def networks(self, image_shape, ops):
+    def networks(self, data, ops):
         # The penalty is on each image's own gradient, so the critic has no batch norm.
         return Networks(
-            generator=dcgan.Generator(self.latent, image_shape, self.width),
-            critic=dcgan.Discriminator(image_shape, self.width, batch_norm=False),
+            generator=dcgan.Generator(self.latent, data.shape, self.width),
+            critic=dcgan.Discriminator(data.shape, self.width, batch_norm=False),
         )
 
     def critic_loss(self, networks, draw, ops):
         real, fake = draw.real(), networks.generator(draw.latents())
         wasserstein = wasserstein_critic(networks.critic(real), networks.critic(fake))
-        penalty = ops.gradient_penalty(networks.critic, real, fake, weight=self.penalty_weight)
+        penalty = ops.gradient_penalty(networks.critic, real, fake, eps=draw.uniform(), weight=self.penalty_weight)
         return wasserstein + penalty, {"wasserstein_estimate": -wasserstein, "gradient_penalty": penalty}
 
     def generator_loss(self, networks, draw, ops):

@@ -8,7 +8,8 @@ _op = torch.ops.gankernels
 
 SMALL = torch.tensor([1.0, 3.0, 3.0, 1.0])
 LONG = torch.tensor([0.2, -0.4, 0.7, 1.1, 2.3, 3.1, 2.9, 2.2, 1.3, 0.6, -0.3, 0.1])
-MATRIX = torch.tensor([[0.5, -1.0, 0.25, 2.0], [1.5, 0.75, -0.5, 1.0], [0.1, 0.3, 2.0, -0.7]])  # of full rank
+# Of full rank. Sums of a few 16-bit numbers with these weights are exact: none is 0 in float64 and not quite 0 in float32.
+MATRIX = torch.tensor([[0.5, -1.0, 0.25, 2.0], [1.5, 0.75, -0.5, 1.0], [0.125, 0.25, 2.0, -0.75]])
 
 # Also many channels of a wide image, which are taken block by block, and an empty batch.
 _SHAPES = {
@@ -68,6 +69,82 @@ def _raw(x, f, up=(1, 1), down=(1, 1), padding=(0, 0, 0, 0)):
     return _op.upfirdn2d(x, f, up, down, padding, False, 1.0)
 
 
+def _raw_lrelu(x=X, fu=SMALL, fd=SMALL, b=None, up=1, down=1, padding=(3, 3, 3, 3), clamp=None):
+    return _op.filtered_lrelu(x, fu, fd, b, up, down, padding, 1.0, 0.2, clamp, False, True)
+
+
+def _raw_lrelu_bwd(grad=X, mask=None, padding=(0, 0, 0, 0), middle=(5, 4), size=(5, 4)):
+    mask = torch.zeros(2, 3, 4, 2, dtype=torch.uint8) if mask is None else mask
+    return _op.filtered_lrelu_bwd(grad, mask, SMALL, SMALL, 1, 1, padding, middle, size, 1.0, 0.2, False)
+
+
+def _without_mask():
+    x = X.clone().requires_grad_()
+    _op.filtered_lrelu(x, SMALL, SMALL, None, 1, 1, [3] * 4, 1.0, 0.2, None, False, False)[0].sum().backward()
+
+
+_LRELU_BAD = {
+    "list": (lambda: gk.filtered_lrelu([1.0]), "x must be a tensor, got list"),
+    "three_dimensions": (lambda: gk.filtered_lrelu(X[0]), r"x must have shape \(N, C, H, W\) .* got \(3, 4, 5\)"),
+    "empty_filter": (lambda: gk.filtered_lrelu(X, F[:0]), r"fu must have shape .* and not be empty, got \(0, 3\)"),
+    "filter_rank": (lambda: gk.filtered_lrelu(X, None, F[None]), r"fd must have shape .* got \(1, 2, 3\)"),
+    "bias_width": (lambda: gk.filtered_lrelu(X, b=F[0, :2]), r"b must have shape \(C,\) = \(3,\), got \(2,\)"),
+    "bias_dtype": (lambda: gk.filtered_lrelu(X, b=F[0].double()), "b must have the dtype of x, float32, got float64"),
+    "bias_device": (lambda: gk.filtered_lrelu(X, b=F[0].to("meta")), "b must be on the device of x, cpu, got meta"),
+    "up": (lambda: gk.filtered_lrelu(X, up=0), "up must be an integer >= 1, got 0"),
+    "down": (lambda: gk.filtered_lrelu(X, down=[2, 2]), r"down must be an integer >= 1, got \[2, 2\]"),
+    "padding": (lambda: gk.filtered_lrelu(X, padding=[1, 2, 3]), r"padding must be an integer, .* got \[1, 2, 3\]"),
+    "cropped_away": (lambda: gk.filtered_lrelu(X, padding=-2), r"padding must leave .* got \(-2, -2, -2, -2\)"),
+    "gain": (lambda: gk.filtered_lrelu(X, gain=float("nan")), "gain must be a finite number, got nan"),
+    "slope": (lambda: gk.filtered_lrelu(X, slope="0.2"), "slope must be a finite number, got str"),
+    "clamp": (lambda: gk.filtered_lrelu(X, clamp=-1.0), "clamp must be a finite number >= 0, got -1.0"),
+    "raw_up": (lambda: _raw_lrelu(up=0), "up must be >= 1, got 0"),
+    "raw_bias": (lambda: _raw_lrelu(b=F[0, :2]), r"b must have shape \(C,\) = \(3,\), got \(2,\)"),
+    "raw_bias_dtype": (lambda: _raw_lrelu(b=F[0].double()), "b must have the dtype of x, Float, got Double"),
+    "raw_clamp": (lambda: _raw_lrelu(clamp=-1.0), "clamp must be >= 0, got -1"),
+    "raw_cropped_away": (lambda: _raw_lrelu(padding=[0, 0, 0, -3]), r"padding \(0, 0, 0, -3\) leaves less of x"),
+    "raw_mask": (lambda: _raw_lrelu_bwd(mask=X), r"mask must be Byte of shape \(2, 3, 4, 2\), got Float"),
+    "raw_mask_shape": (lambda: _raw_lrelu_bwd(middle=(9, 4)), r"mask must be Byte of shape \(2, 3, 4, 3\), got Byte of"),
+    "raw_size": (lambda: _raw_lrelu_bwd(size=(5, 0)), r"size must be >= 1, got \(5, 0\)"),
+    "raw_grad": (lambda: _raw_lrelu_bwd(grad=X[0]), r"grad must have shape \(N, C, H, W\)"),
+    "without_mask": (_without_mask, "save_mask must be True for a derivative, got False"),
+}  # fmt: skip
+
+
+def _lrelu_inputs(fu, fd, *constants):
+    def inputs(shape, dtype, device):
+        b = torch.linspace(-1, 1, shape[1], dtype=torch.float64).to(device, dtype)
+        return randn(shape, dtype, device), fu.to(device), fd.to(device), b, *constants
+
+    return inputs
+
+
+_UP, _DOWN, _PADDING, _GAIN, _SLOPE, _FLIP = 2, 3, [5, 6, 1, -1], 0.9, 0.3, False
+
+
+def _lrelu_bwd_inputs(shape, dtype, device):
+    """A middle and a size that no forward of these filters has, and any bits."""
+    n, c, h, w = shape
+    middle, size = [2 * w + 3, 2 * h + 1], [w, h - 1]
+    mask = torch.randint(256, (n, c, middle[1], (middle[0] + 3) // 4), dtype=torch.uint8).to(device)
+    fu, fd = (f.to(device, torch.promote_types(dtype, torch.float32)) for f in (LONG, MATRIX))
+    return randn(shape, dtype, device), mask, fu, fd, _UP, _DOWN, _PADDING, middle, size, _GAIN, _SLOPE, _FLIP
+
+
+def _lrelu_bwd_reference(grad, mask, fu, fd, up, down, padding, middle, size, gain, slope, flip_filter):
+    bits = torch.stack([mask.to(torch.uint8) >> shift & 3 for shift in (0, 2, 4, 6)], -1).flatten(-2)[..., : middle[0]]
+    factor = torch.tensor([gain, gain * slope, 0, 0], dtype=grad.dtype, device=grad.device)[bits.long()]
+
+    def resampled(x, f, up, down, pads, sizes):
+        taps, padding = (f.shape[-1], f.shape[0]), []
+        for axis in (0, 1):
+            after = (sizes[axis] - 1) * down + taps[axis] - pads[axis] - x.shape[3 - axis] * up
+            padding += [pads[axis], after]
+        return gk.reference.upfirdn2d(x, f, up, down, padding, flip_filter)
+
+    return resampled(factor * resampled(grad, fu, up, 1, padding[:2], middle), fd, 1, down, padding[2:], size)
+
+
 # up, down, padding, flip_filter, gain
 _UPFIRDN = {
     "upfirdn2d_up": (SMALL.outer(SMALL) / 64, 2, 1, [2, 1, 2, 1], False, 4.0),
@@ -93,4 +170,37 @@ SPECS = [
         _UPFIRDN.items(),
         ({"up_64": (8, 64, 64, 64)}, {"down_128": (8, 64, 128, 128)}, {}, {"blur_64": (8, 64, 64, 64)}),
     )
+]
+
+# fu, fd, up, down, padding, gain, slope, clamp, flip_filter
+_LRELU = {
+    "filtered_lrelu": (LONG / 14, LONG.flip(0) / 14, 2, 2, [11, 10, 12, 9], 1.4, 0.2, 0.8, False),
+    "filtered_lrelu_matrix": (MATRIX / 8, MATRIX.mT / 8, 3, 2, [2, 1, -1, 2], 0.8, 0.1, None, True),
+}
+
+SPECS += [
+    *(
+        Spec(
+            name,
+            gk.filtered_lrelu,
+            gk.reference.filtered_lrelu,
+            _lrelu_inputs(*constants),
+            (0,),
+            (0, 3),
+            shapes=_SHAPES,
+            bad=_LRELU_BAD if name == "filtered_lrelu" else {},
+            real={"up2_down2_64": (2, 64, 64, 64)} if name == "filtered_lrelu" else {},
+            goals={"forward_backward": {"stock": 4.0}} if name == "filtered_lrelu" else {},
+        )
+        for name, constants in _LRELU.items()
+    ),
+    Spec(
+        "filtered_lrelu_bwd",
+        _op.filtered_lrelu_bwd,
+        _lrelu_bwd_reference,
+        _lrelu_bwd_inputs,
+        (0,),
+        (0,),
+        shapes=_SHAPES,
+    ),
 ]

@@ -1,0 +1,59 @@
+"""Losses compiled with torch.compile.
+
+A compiled loss cannot fetch data or seed generators, so its draws are made before it runs: a trial on a copy of the networks
+notes what the loss asks for, which is the same at every call.
+"""
+
+import copy
+
+import torch
+
+
+class _Noting:
+    """Passes requests on to a draw, and notes them."""
+
+    def __init__(self, draw):
+        self._draw, self.requests = draw, []
+
+    def __getattr__(self, method):
+        def ask(*args, **options):
+            self.requests.append((method, args, options))
+            return getattr(self._draw, method)(*args, **options)
+
+        return ask
+
+
+class _Drawn:
+    """Answers requests in the order they were noted in."""
+
+    def __init__(self, values):
+        self._values = iter(values)
+
+    def _next(self, *args, **options):
+        return next(self._values)
+
+    batch = real = latents = uniform = normal = integers = _next
+
+
+class CompiledLoss:
+    """A loss, `loss(networks, draw, ops)`, that is compiled at its first call."""
+
+    def __init__(self, loss, backend):
+        self._loss, self._requests = loss, None
+        options = {"backend": backend} if isinstance(backend, str) else {}
+
+        def of_values(networks, values, ops):
+            return loss(networks, _Drawn(values), ops)
+
+        self._compiled = torch.compile(of_values, **options)
+
+    def __call__(self, networks, draw, ops):
+        # The derivatives of a penalty are taken inside of the compiled region.
+        with torch._dynamo.config.patch(trace_autograd_ops=True):
+            if self._requests is None:
+                noting, mark = _Noting(draw), draw.mark()
+                self._loss(copy.deepcopy(networks), noting, ops)
+                self._requests = noting.requests
+                draw.go_back(mark)
+            values = [getattr(draw, method)(*args, **options) for method, args, options in self._requests]
+            return self._compiled(networks, values, ops)

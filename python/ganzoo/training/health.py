@@ -1,0 +1,85 @@
+"""Whether a training is well: figures that are no longer numbers, generators that collapse, discriminators that win."""
+
+import math
+
+import torch
+
+from ganzoo.errors import Error
+from ganzoo.plots import label
+from ganzoo.training import distributed
+
+LIMIT = 1e9
+"""A figure beyond this has diverged, finite or not."""
+ALIKE = 0.2
+"""Samples whose mean distance from each other is below this share of that of real ones have collapsed."""
+WON = 0.999
+"""The share of pairs of a real and a generated image that are scored in the right order above which a discriminator overpowers."""
+
+
+class Diverged(Error):
+    """A figure of a step is no longer a finite number, or is beyond all bounds."""
+
+    def __init__(self, name, value, step):
+        super().__init__(f"training diverged: {label(name)} is {value:g} at step {step}.")
+        self.term, self.step = name, step
+
+
+class Health:
+    """Collects the figures of every step, which costs no synchronisation, and looks at them from time to time."""
+
+    def __init__(self):
+        self._pending = []
+
+    def note(self, step, figures):
+        self._pending.append((step, figures))
+
+    def check(self):
+        """The latest step's figures as numbers, means over all processes.
+
+        Raises `Diverged` for the first step with one that is not finite, naming the term rather than the loss that it is
+        part of.
+        """
+        tensors = [value.float() for _, figures in self._pending for value in figures.values()]
+        stacked = torch.stack(tensors)
+        distributed.average([stacked])
+        values = iter(stacked.tolist())
+        for step, figures in self._pending:
+            numbers = {name: next(values) for name in figures}
+            for name in sorted(numbers, key=lambda name: name.endswith("_loss")):
+                if not math.isfinite(numbers[name]) or abs(numbers[name]) > LIMIT:
+                    self._pending = []
+                    raise Diverged(name, numbers[name], step)
+        self._pending = []
+        return numbers
+
+
+@torch.no_grad()
+def alarms(trainer, images):
+    """Sentences on what is wrong with a training by the look of images that it has drawn, in order of labels; mostly none."""
+    said = []
+    batch = next(iter(trainer.sources.values())).fetch(
+        torch.arange(len(images)) % len(next(iter(trainer.sources.values())))
+    )
+    real = batch.get("image")
+    if real is None or real.shape != images.shape:
+        return said
+    ratio = (torch.pdist(images.flatten(1)).mean() / torch.pdist(real.flatten(1)).mean()).item()
+    if ratio < ALIKE:
+        said.append(f"the samples are nearly alike: they differ by {ratio:.1%} of what real ones differ by")
+    if trainer.variant.adversary:
+        labels = (
+            torch.arange(len(images), device=images.device) % trainer.data.classes if trainer.data.classes else None
+        )
+        network = getattr(trainer.networks, trainer.variant.adversary)
+        network.eval()
+        scores = [
+            trainer.variant.scores(trainer.networks, x, y) for x, y in ((real, batch.get("label")), (images, labels))
+        ]
+        network.train()
+        right = (scores[0].flatten()[:, None] > scores[1].flatten()).float().mean().item()
+        if right > WON:
+            said.append(
+                f"the {label(trainer.variant.adversary)} overpowers: it scores {right:.1%} of all pairs of a real and a "
+                "generated image in the right order"
+            )
+    return said

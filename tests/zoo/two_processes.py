@@ -1,0 +1,71 @@
+"""Started by torchrun or alone: trains a hard case in float64 and saves what came out of it."""
+
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ganzoo.data.base import Tensors
+from ganzoo.training import distributed
+from ganzoo.training.loop import Trainer
+from ganzoo.variants import Networks, Regularizer
+from ganzoo.variants.wgan_gp import WGANGP
+
+
+@dataclass
+class Hard(WGANGP):
+    """WGAN-GP with one spectrally normalised group, batch norm in both networks, so that the penalty goes through batch
+    statistics, a lazy penalty, an average and a controller."""
+
+    batch: int = 8
+    latent: int = 4
+    critic_steps: int = 2
+    ema: float = 0.9
+
+    def networks(self, data, ops):
+        critic = nn.Sequential(
+            nn.Conv2d(1, 4, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(4, 4, 4, 2, 1), nn.BatchNorm2d(4), nn.LeakyReLU(0.2),
+            nn.Flatten(), nn.Linear(16, 1), nn.Flatten(0),
+        )  # fmt: skip
+        generator = nn.Sequential(
+            nn.Linear(self.latent, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 64), nn.Tanh(),
+            nn.Unflatten(1, (1, 8, 8)),
+        )  # fmt: skip
+        return Networks(generator=generator, critic=ops.spectral_norm(critic), mean=torch.zeros(())).double()
+
+    def latents(self, count, generator):
+        return super().latents(count, generator).double()
+
+    def r1(self, networks, draw, ops):
+        x = draw.real().requires_grad_()
+        (slope,) = torch.autograd.grad(networks.critic(x).sum(), x, create_graph=True)
+        return slope.square().flatten(1).sum(1).mean(), {}
+
+    def follow(self, networks, figures):
+        networks.mean.lerp_(figures["wasserstein_estimate"], 0.5)
+
+    def players(self, ops):
+        players = super().players(ops)
+        lazy = {"r1": Regularizer(self.r1, every=2)}
+        players["critic"] = type(players["critic"])(
+            **{**vars(players["critic"]), "regularizers": lazy, "after": self.follow}
+        )
+        return players
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    distributed.join("cpu")
+    images = torch.rand(40, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    variant = Hard()
+    variant.name = "hard"
+    trainer = Trainer(variant, Tensors("noise", {"image": images}), seed=3)
+    for _ in range(3):
+        figures = trainer.step()
+    samples = trainer.sample(600, seed=1)  # several parts, so that every process draws some
+    for value in figures.values():
+        distributed.average([value])
+    if distributed.rank() == 0:
+        torch.save({"state": trainer.state_dict(), "figures": figures, "samples": samples}, sys.argv[1])
+    distributed.leave()
