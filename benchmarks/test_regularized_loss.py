@@ -6,12 +6,11 @@ import copy
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import gankernels as gk
 
 from .harness import Workload, assert_accurate, case, rotated
-from .networks import critic64, PeriodsCritic, residual_critic
+from .networks import PeriodsCritic, critic64, residual_critic
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last, "signal": torch.contiguous_format}
 

@@ -102,7 +102,10 @@ def explain(
 
     if isinstance(critic, nn.Module):
         for name, module in critic.named_modules():
-            handles += [module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave, always_call=True)]
+            handles += [
+                module.register_forward_pre_hook(enter(name)),
+                module.register_forward_hook(leave, always_call=True),
+            ]
     forward, first, second = _Flops(), _Flops(), _Flops()
     try:
         with forward:
