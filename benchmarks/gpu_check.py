@@ -32,6 +32,7 @@ BENCHMARKS = [
     ("test_weights.py", ""),
     ("test_ops.py", ""),
     ("test_steps.py", ""),
+    ("test_ganzoo.py", ""),
     ("test_latency.py", ""),
     ("test_gradient_penalty.py", "compiled"),
     ("test_regularized_loss.py", "compiled"),
