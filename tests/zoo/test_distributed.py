@@ -71,7 +71,8 @@ def test_a_process_that_dies_ends_the_run_which_can_be_resumed_and_sampled(pytho
     drawn = []
     for number, launcher in enumerate(([], TORCHRUN)):
         out = tmp_path / f"{number}.png"
-        process = python(*launcher, "-m", "ganzoo", "sample", str(run), "--n", "600", "--out", str(out))
+        module = ["-m", "--", "ganzoo"] if launcher else ["-m", "ganzoo"]  # else torchrun takes --n for one of its own
+        process = python(*launcher, *module, "sample", str(run), "--n", "600", "--out", str(out))
         _, errors = process.communicate(timeout=100)
         assert process.returncode == 0, errors
         drawn.append(out.read_bytes())
