@@ -27,12 +27,15 @@ ROOT = Path(__file__).parent.parent
 # In order of importance; compiled variants last, since a compilation costs more than all samples of a case.
 BENCHMARKS = [
     ("test_gradient_penalty.py", "not compiled"),
+    ("test_regularized_loss.py", "not compiled"),
     ("test_spectral_norm.py", "not compiled"),
     ("test_weights.py", ""),
     ("test_ops.py", ""),
     ("test_steps.py", ""),
+    ("test_ganzoo.py", ""),
     ("test_latency.py", ""),
     ("test_gradient_penalty.py", "compiled"),
+    ("test_regularized_loss.py", "compiled"),
     ("test_spectral_norm.py", "compiled"),
 ]
 DRY_BENCHMARKS = [

@@ -44,6 +44,7 @@ class Workload:
     after     untimed, after every call(i): puts back what the call used up
     bytes     what the floor reads and writes
     forward   one forward pass of the network, F: the flops of each eager variant are then counted in F, its convolutions by kind
+    images    real images that a call trains on
     goals     peer -> how many times as fast as that peer gankernels ought to be here; below 1 for the floor
     """
 
@@ -52,6 +53,7 @@ class Workload:
     after: Callable[[int], None] = lambda i: None
     bytes: int | None = None
     forward: Callable[[], object] | None = None
+    images: int | None = None
     goals: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -195,6 +197,7 @@ class Measured:
     memory: dict[str, int]  # most bytes live at once during a call, beyond those before it
     passes: dict[str, dict]
     bytes: int | None
+    images: int | None
     goals: dict[str, float]
 
     def row(self, variant: str) -> dict:
@@ -222,6 +225,8 @@ class Measured:
             row["floor_share"] = device[FLOOR] / device[variant]
         if self.bytes is not None:
             row |= {"bytes": self.bytes, "bytes_per_second": self.bytes / device[variant]}
+        if self.images is not None:
+            row["images_per_second"] = self.images / medians[variant]
         if variant in self.passes:
             row |= self.passes[variant] | {"flops_per_second": self.passes[variant]["flops"] / device[variant]}
         return row
@@ -273,7 +278,7 @@ def measure(workload: Workload, device: str, seconds: float) -> Measured:
             device_samples = rounds(lambda call, i: event_time(call, i, ahead), seconds / 2)
     finally:
         gc.enable()
-    return Measured(samples, device_samples, memory, passes, workload.bytes, workload.goals)
+    return Measured(samples, device_samples, memory, passes, workload.bytes, workload.images, workload.goals)
 
 
 def wall_time(call, i):

@@ -181,3 +181,59 @@ def biggan128_weights(width=96):
             layers += [nn.Conv2d(width, width // 8, 1, bias=False), nn.Conv2d(width, width // 8, 1, bias=False),
                        nn.Conv2d(width, width // 2, 1, bias=False), nn.Conv2d(width // 2, width, 1, bias=False)]  # fmt: skip
     return Weights([*layers, nn.Linear(channels[-1], 1), nn.Embedding(1000, channels[-1])])
+
+
+class ResidualBottleneck(nn.Module):
+    def __init__(self, channels, expansion=2, group=16):
+        super().__init__()
+        hidden = channels * expansion
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, hidden, 1, bias=False),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden // group, bias=False),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(hidden, channels, 1, bias=False),
+        )
+
+    def forward(self, x):
+        return x + self.body(x)
+
+
+def residual_critic():
+    """The shape of R3GAN's discriminator (Huang et al. 2024) for 32×32 images: bottlenecks with grouped convolutions, no norm."""
+    layers = [nn.Conv2d(3, 64, 1)]
+    for before, after in pairwise((64, 128, 128)):
+        layers += [ResidualBottleneck(before), ResidualBottleneck(before), nn.AvgPool2d(2), nn.Conv2d(before, after, 1, bias=False)]
+    return nn.Sequential(
+        *layers, ResidualBottleneck(128), nn.Conv2d(128, 128, 8, groups=128, bias=False), nn.Flatten(), nn.Linear(128, 1)
+    )
+
+
+class PeriodCritic(nn.Module):
+    def __init__(self, period, channels=(1, 16, 32, 64)):
+        super().__init__()
+        self.period = period
+        layers = []
+        for before, after in pairwise(channels):
+            layers += [nn.Conv2d(before, after, (5, 1), (3, 1), (2, 0)), nn.LeakyReLU(0.1)]
+        last = channels[-1]
+        self.layers = nn.Sequential(
+            *layers, nn.Conv2d(last, last, (5, 1), 1, (2, 0)), nn.LeakyReLU(0.1), nn.Conv2d(last, 1, (3, 1), 1, (1, 0))
+        )
+
+    def forward(self, x):
+        x = nn.functional.pad(x, (0, -x.shape[-1] % self.period), "reflect")
+        return self.layers(x.view(*x.shape[:-1], -1, self.period)).flatten(1).mean(1)
+
+
+class PeriodsCritic(nn.Module):
+    """A vocoder's multi-period critic (Kong et al. 2020), narrow, whose score is the mean over positions and the sum over periods."""
+
+    def __init__(self):
+        super().__init__()
+        self.critics = nn.ModuleList(PeriodCritic(period) for period in (2, 3, 5, 7, 11))
+
+    def forward(self, x):
+        return sum(critic(x) for critic in self.critics)
+
+

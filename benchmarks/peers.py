@@ -1,7 +1,7 @@
 """Public code to compare with, from checkouts named on the command line: `pytest benchmarks --peer stylegan3=PATH`.
 
-Nothing of a peer is part of this repository. An entry of the op suite says under `peers` how a peer's modules are called with the
-op's arguments.
+Nothing of a peer is part of this repository. An entry of the op suite names, under `peers`, the module and the function of a peer that
+take the op's arguments, and what it wants beyond them.
 """
 
 from __future__ import annotations
@@ -9,28 +9,17 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
-from types import ModuleType
 
-# peer -> the module of its checkout that has the ops
-MODULES = {"stylegan3": "torch_utils.ops"}
+KNOWN = ("stylegan3",)
 CHECKOUTS: dict[str, str] = {}
 
 
 def add(option: str):
     """`NAME=PATH` of the command line."""
     name, _, path = option.partition("=")
-    if name not in MODULES or not path:
-        raise ValueError(f"--peer must be NAME=PATH with NAME one of {', '.join(MODULES)}, got {option!r}.")
+    if name not in KNOWN or not path:
+        raise ValueError(f"--peer must be NAME=PATH with NAME one of {', '.join(KNOWN)}, got {option!r}.")
     CHECKOUTS[name] = path
-
-
-@functools.cache
-def module(name: str) -> ModuleType:
-    sys.path.insert(0, CHECKOUTS[name])
-    try:
-        return importlib.import_module(MODULES[name])
-    finally:
-        sys.path.pop(0)
 
 
 def names(spec) -> list[str]:
@@ -40,4 +29,9 @@ def names(spec) -> list[str]:
 
 def form(spec, name: str):
     """The peer's form of the op."""
-    return functools.partial(spec.peers[name], module(name))
+    module, function, more = spec.peers[name]
+    sys.path.insert(0, CHECKOUTS[name])
+    try:
+        return functools.partial(getattr(importlib.import_module(module), function), **more)
+    finally:
+        sys.path.pop(0)

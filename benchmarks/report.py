@@ -23,14 +23,16 @@ OURS = "gankernels"
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 TITLES = {
     "test_gradient_penalty.py": "Gradient penalties, forward and backward",
+    "test_regularized_loss.py": "A loss with its penalties, forward and backward",
     "test_steps.py": "Whole steps of a discriminator",
+    "test_ganzoo.py": "A generator step of `ganzoo train` on digits",
     "test_spectral_norm.py": "Spectral normalisation",
     "test_weights.py": "Weight clipping and optimisers",
     "test_ops.py": "Ops at the shapes of real networks",
     "test_latency.py": "What a new process waits for",
 }
 KEPT = ("median", "p20", "p80", "device_median", "ratio", "speedup", "floor_share", "bytes_per_second", "memory", "passes",
-        "flops_per_second", "convolutions", "goals")  # fmt: skip
+        "flops_per_second", "images_per_second", "convolutions", "goals")  # fmt: skip
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -137,14 +139,19 @@ def tables(results: list[dict]) -> str:
         variants = dict.fromkeys(name for case in cases.values() if case for name in case["variants"] if name != OURS)
         variants = sorted(variants, key=lambda name: (name == "floor", "compiled" in name))
         lines += ["", f"#### {title}", ""]
-        columns = ["case", f"**{OURS}**", *map(shown, variants), "times stock", "of the floor", *heads, "reproduce with"]
+        rate = any("images_per_second" in row for case in cases.values() if case for row in case["variants"].values())
+        columns = ["case", f"**{OURS}**", *map(shown, variants), "times stock", "images/s" if rate else "of the floor"]
+        columns += [*heads, "reproduce with"]
         lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
         for name, command in commands.items():
             rows = cases[name]["variants"] if cases[name] else {}
             ours = rows.get(OURS)
             cells = [shown(name), f"**{duration(ours['median'])}**" if ours else "not measured yet"]
             cells += [duration(rows[variant]["median"]) if variant in rows else "" for variant in variants]
-            cells += [times(ours["ratio"]), share(ours)] if ours else ["", ""]
+            if ours:
+                cells += [times(ours["ratio"]), f"{ours['images_per_second']:,.0f}" if rate else share(ours)]
+            else:
+                cells += ["", ""]
             cells += [summary(other["cases"].get(name)) for other in others] + ["not measured yet"] * (len(heads) - len(others))
             lines.append("| " + " | ".join([*cells, f"`{command}`"]) + " |")
     return "\n".join(lines)

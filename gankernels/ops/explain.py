@@ -23,18 +23,19 @@ class _Flops(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         count = flop_registry.get(func._overloadpacket)
-        if func is torch.ops.aten.linear.default:
+        if func is torch.ops.aten.convolution_backward.default:
+            # either gradient costs what the forward does: a product for each weight of a filter and each place it was put
+            places = args[1] if args[7] else args[0]
+            flops = 2 * places.numel() * args[2][0].numel()
+            self.total += flops * (args[10][0] + args[10][1])
+            self.weights += flops * args[10][1]
+        elif func is torch.ops.aten.linear.default:
             self.total += 2 * args[0].numel() * args[1].shape[0]
         elif count is not None:
             flops = count(*args, **(kwargs or {}), out_val=out)
             self.total += flops
-            # weight gradients: native ones of convolutions, and g^T a of linear layers, the only product with a transposed first factor
-            if func is torch.ops.aten.convolution_backward.default and args[-1][1]:
-                mask = list(args[-1])
-                if mask[0]:
-                    flops = count(*args[:-1], [False, *mask[1:]], out_val=(None, *out[1:]))
-                self.weights += flops
-            elif func is torch.ops.aten.mm.default and args[0].stride(0) == 1 < args[0].stride(1):
+            # g^T a, a linear layer's weight gradient, is the only product whose first factor is transposed
+            if func is torch.ops.aten.mm.default and args[0].stride(0) == 1 < args[0].stride(1):
                 self.weights += flops
         return out
 
@@ -101,7 +102,10 @@ def explain(
 
     if isinstance(critic, nn.Module):
         for name, module in critic.named_modules():
-            handles += [module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave, always_call=True)]
+            handles += [
+                module.register_forward_pre_hook(enter(name)),
+                module.register_forward_hook(leave, always_call=True),
+            ]
     forward, first, second = _Flops(), _Flops(), _Flops()
     try:
         with forward:

@@ -6,7 +6,7 @@ import io
 import re
 import shlex
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 from tyro.extras import SubcommandApp
@@ -22,8 +22,9 @@ OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Storage size calcula
 
 def list_command():
     """List the variants."""
+    width = max(map(len, list_variants()))
     for name in list_variants():
-        print(f"{name:10}{variant_class(name).__doc__.splitlines()[0]}")
+        print(f"{name:{width}}  {variant_class(name).__doc__.splitlines()[0]}")
 
 
 def sample_command(
@@ -38,16 +39,129 @@ def sample_command(
         out: The PNG to write.
     """
     from ganzoo.plots import save_samples
+    from ganzoo.training import distributed
     from ganzoo.training.checkpoint import load
 
     if n < 1:
         raise ArgumentError("n", "at least 1", n)
+    distributed.join("cpu")
     images = load(run).sample(n, seed=seed)
-    try:
-        save_samples(out, images)
-    except OSError as error:
-        raise ArgumentError("out", f"a file that can be written ({error.strerror})", out) from error
+    if distributed.rank() == 0:
+        with _writing("out", out):
+            save_samples(out, images)
+        print(f"Wrote {out}")
+    distributed.leave()
+
+
+def interpolate_command(
+    run: Annotated[str, Positional, arg(metavar="RUN")],
+    frames: int = 9,
+    between: int = 2,
+    space: Literal["z", "w"] = "z",
+    path: Literal["slerp", "lerp"] = "slerp",
+    seed: int = 0,
+    out: str = "interpolation.png",
+    animation: str = "interpolation.gif",
+):
+    """Walk between latents of a trained generator: a strip as PNG and the same walk as an animation. Needs no data set.
+
+    Args:
+        run: The folder of a run, or a generator.safetensors by itself.
+        frames: Images from one latent to the next, both included.
+        between: Latents to walk between, from the first to the last; at least 2.
+        space: z, the latents, or w, the styles, of a generator that has a mapping network.
+        path: slerp, along the sphere on which latents lie, or lerp, straight.
+        seed: Decides the latents.
+        out: The PNG to write.
+        animation: The GIF to write, or PNG for an animated PNG; an empty text for none.
+    """
+    from ganzoo.plots import save_animation, save_samples
+    from ganzoo.training.checkpoint import load
+
+    if frames < 2 or between < 2:
+        raise ArgumentError("frames" if frames < 2 else "between", "at least 2", frames if frames < 2 else between)
+    images = load(run).interpolate(between, frames, space=space, path=path, seed=seed)
+    with _writing("out", out):
+        save_samples(out, images, columns=min(len(images), frames))
+    if animation:
+        with _writing("animation", animation):
+            save_animation(animation, images)
+    print(f"Wrote {' and '.join(filter(None, (out, animation)))}")
+
+
+def evaluate_command(
+    run: Annotated[str, Positional, arg(metavar="RUN")],
+    data: str = "",
+    n: int = 0,
+    extractor: str = "",
+    seed: int = 1,
+    device: str = "cpu",
+):
+    """Measure a trained generator against data, and add the figures to its run's evaluation.jsonl.
+
+    Args:
+        run: The folder of a run, or a generator.safetensors by itself, which needs --data.
+        data: The reference, as in `ganzoo train`; the run's own unless given.
+        n: How many samples; 0 for the number that suits the data.
+        extractor: pixels, classifier or inception; the data's usual one unless given.
+        seed: Decides the latents.
+        device: Where the extractor runs.
+    """
+    from ganzoo.training import distributed
+    from ganzoo.training.evaluate import evaluate_run
+
+    distributed.join("cpu")
+    figures = evaluate_run(run, data=data, n=n, extractor=extractor, seed=seed, device=device)
+    if distributed.rank() == 0:
+        print(*figures, sep="\n")
+    distributed.leave()
+
+
+def reproduce_command(run: Annotated[str, Positional, arg(metavar="RUN")], runs: str = "runs"):
+    """Train a run's configuration again, in a new folder, and compare what comes out of it with the run.
+
+    Args:
+        run: The folder of a run that has ended.
+        runs: Folder in which the new run's own folder is made.
+    """
+    from ganzoo.training.reproduce import reproduce
+
+    for line in reproduce(run, runs, shlex.join(["ganzoo", *sys.argv[1:]])):
+        print(line)
+
+
+def plot_command(
+    run: Annotated[str, Positional, arg(metavar="RUN")], figures: tuple[str, ...] = (), out: str = "curves.png"
+):
+    """Draw a run's curves.
+
+    Args:
+        run: The folder of a run.
+        figures: Names of figures, as in metrics.jsonl; all unless given.
+        out: The PNG to write.
+    """
+    from ganzoo.plots import save_curves
+    from ganzoo.training.monitor import read_metrics
+
+    records = read_metrics(run)
+    if not records:
+        raise Error(f"{run} must be the folder of a run, and has no metrics.jsonl with figures.")
+    known = dict.fromkeys(name for record in records for name in record)
+    for name in figures:
+        if name not in known:
+            raise ArgumentError("figures", f"among {', '.join(list(known)[2:])}", name)
+    kept = {"step", *(figures or known)}
+    with _writing("out", out):
+        save_curves(out, [{key: record[key] for key in record if key in kept} for record in records], str(run))
     print(f"Wrote {out}")
+
+
+@contextlib.contextmanager
+def _writing(argument, path):
+    try:
+        yield
+    except OSError as error:
+        raise ArgumentError(argument, f"a file that can be written ({error.strerror})", path) from error
 
 
 def resume_command(run: Annotated[str, Positional, arg(metavar="RUN")], steps: int = 0):
@@ -89,6 +203,10 @@ def _app():
     app.command(variants, name="train", help="Train a variant.")
     app.command(_deferred(resume_command), name="resume")
     app.command(_deferred(sample_command), name="sample")
+    app.command(_deferred(interpolate_command), name="interpolate")
+    app.command(_deferred(evaluate_command), name="evaluate")
+    app.command(_deferred(reproduce_command), name="reproduce")
+    app.command(_deferred(plot_command), name="plot")
     app.command(_deferred(list_command), name="list")
     return app
 

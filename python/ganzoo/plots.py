@@ -16,6 +16,13 @@ def save_grid(path, images, columns=8):
     by a whole factor, bicubically: a person reads 8×8 digits far better that way than as blocks."""
     from PIL import Image
 
+    content = io.BytesIO()
+    Image.fromarray(_pixels(images, columns)).save(content, "PNG")
+    write_atomically(path, content.getvalue())
+
+
+def _pixels(images, columns):
+    """A grid of images as an array of pixels, 0 ... 255."""
     count, channels, height, width = images.shape
     rows = -(-count // columns)
     scale = max(1, CELL // height)
@@ -24,15 +31,24 @@ def save_grid(path, images, columns=8):
     cells = F.pad(cells, (GAP, GAP, GAP, GAP), value=-0.5)
     grid = cells.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
     pixels = ((grid + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
-    content = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(content, "PNG")
+    return pixels[..., 0] if channels == 1 else pixels
+
+
+def save_animation(path, images, seconds=0.08):
+    """Write images (N, C, H, W) as an animation that goes there and back: a GIF, or an animated PNG for a name that ends so."""
+    from PIL import Image
+
+    frames = [Image.fromarray(_pixels(image[None], columns=1)) for image in images]
+    frames += frames[-2:0:-1]
+    content, kind = io.BytesIO(), "PNG" if str(path).lower().endswith("png") else "GIF"
+    frames[0].save(content, kind, save_all=True, append_images=frames[1:], duration=round(seconds * 1000), loop=0)
     write_atomically(path, content.getvalue())
 
 
-def save_samples(path, samples):
+def save_samples(path, samples, columns=8):
     """Write samples as a PNG: images (N, C, H, W) as a grid, points (N, 2) where they lie, sequences (N, T, C) as lines."""
     if samples.dim() == 4:
-        return save_grid(path, samples)
+        return save_grid(path, samples, columns)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -132,7 +132,7 @@ def frozen(module):
     return module.requires_grad_(False)
 
 
-# name -> (module of so many channels, channels after it, whether size may be odd or small)
+# name -> c -> (module on c channels, channels after it)
 LAYERS = {
     "conv": lambda c: (nn.Conv2d(c, 3, 3, padding=1), 3),
     "conv_strided": lambda c: (nn.Conv2d(c, 4, 4, 2, 1), 4),
@@ -171,7 +171,9 @@ LAYERS = {
 RELATES_SAMPLES = {"batch_norm", "statistic"}
 HEADS = {
     "flatten": lambda c, s: nn.Sequential(nn.Flatten(), nn.Linear(c * s * s, 1)),
-    "pool": lambda c, s: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, 3), nn.ReLU(), nn.Linear(3, 1)),
+    "pool": lambda c, s: nn.Sequential(
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, 3), nn.ReLU(), nn.Linear(3, 1)
+    ),
     "conv": lambda c, s: nn.Sequential(nn.Conv2d(c, 1, s), nn.Flatten(0)),
     "layer_norm": lambda c, s: nn.Sequential(nn.Flatten(), nn.LayerNorm(c * s * s), nn.Linear(c * s * s, 1)),
     "patches": lambda c, s: nn.Conv2d(c, 1, 1),  # several scores per sample
@@ -182,13 +184,21 @@ class RandomCritic(nn.Sequential):
     def __init__(self, layers, head, size=4):
         channels, modules, self.relates = 2, [], set()
         for name in layers:
-            if (name in ("conv_strided", "avg_pool", "pixel_unshuffle") and size < 4) or (name == "upsample" and size > 4):
+            if (name in ("conv_strided", "avg_pool", "pixel_unshuffle") and size < 4) or (
+                name == "upsample" and size > 4
+            ):
                 continue
             module, after = LAYERS[name](channels)
             if after > 8:
                 continue
             channels = after
-            size = size // 2 if name in ("conv_strided", "avg_pool", "pixel_unshuffle") else 2 * size if name == "upsample" else size
+            size = (
+                size // 2
+                if name in ("conv_strided", "avg_pool", "pixel_unshuffle")
+                else 2 * size
+                if name == "upsample"
+                else size
+            )
             modules.append(module)
             self.relates |= {name} & RELATES_SAMPLES
         super().__init__(*modules, HEADS[head](channels, size))
@@ -328,7 +338,9 @@ def test_explain_counts_the_passes():
     assert told.folds and told.reason == ""
     assert all(0.95 <= cost <= 1 for cost in told.passes.values()) and told.passes["forward"] == 1
     assert told.operations[0] == ("0", "gankernels::Convolution", "weights' gradient shared by loss and penalty")
-    assert str(told).startswith("one backward for loss and penalty: ") and "\n" not in str(told).split("module")[0].strip()
+    assert (
+        str(told).startswith("one backward for loss and penalty: ") and "\n" not in str(told).split("module")[0].strip()
+    )
 
 
 def test_explain_names_the_module_that_relates_samples():
@@ -416,7 +428,9 @@ def test_batch_of_one():
 
 
 def test_spectral_norm_and_shared_weights():
-    model = nn.Sequential(nn.Linear(4, 4), nn.LeakyReLU(0.2), nn.Linear(4, 4), nn.LeakyReLU(0.2), nn.Linear(4, 1)).double()
+    model = nn.Sequential(
+        nn.Linear(4, 4), nn.LeakyReLU(0.2), nn.Linear(4, 4), nn.LeakyReLU(0.2), nn.Linear(4, 1)
+    ).double()
     model[2].weight = model[0].weight
     gk.nn.spectral_norm(model[4])
     model.eval()  # no further iteration between the two

@@ -45,11 +45,11 @@ def test_the_means_over_processes_are_the_values_themselves_when_there_is_one():
     assert distributed.size() == 1 and distributed.rank() == 0
 
 
-def test_a_process_that_dies_ends_the_run_and_the_run_can_be_resumed(python, tmp_path):
+def test_a_process_that_dies_ends_the_run_which_can_be_resumed_and_sampled(python, tmp_path):
     options = "--width 2 --latent 4 --batch 4 --save-every 5 --no-tensorboard --compare-blocks 0".split()
     process = python(*TORCHRUN, "-m", "ganzoo", "train", "gan", *options, "--steps", "100000", "--runs", str(tmp_path))
     deadline = time.time() + 100
-    while not list(tmp_path.glob("*/samples/000005.png")) and time.time() < deadline and process.poll() is None:
+    while not list(tmp_path.glob("*/samples/000015.png")) and time.time() < deadline and process.poll() is None:
         time.sleep(0.05)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     victim = next(c for c in children if "RANK=1" in Path(f"/proc/{c}/environ").read_text().split("\0"))
@@ -67,3 +67,13 @@ def test_a_process_that_dies_ends_the_run_and_the_run_can_be_resumed(python, tmp
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 0, errors
     assert load_checkpoint(run)["steps"] == steps + 3
+
+    drawn = []
+    for number, launcher in enumerate(([], TORCHRUN)):
+        out = tmp_path / f"{number}.png"
+        module = ["-m", "--", "ganzoo"] if launcher else ["-m", "ganzoo"]  # else torchrun takes --n for one of its own
+        process = python(*launcher, *module, "sample", str(run), "--n", "600", "--out", str(out))
+        _, errors = process.communicate(timeout=100)
+        assert process.returncode == 0, errors
+        drawn.append(out.read_bytes())
+    assert drawn[0] == drawn[1]

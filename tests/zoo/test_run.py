@@ -13,6 +13,7 @@ from .conftest import TINY
 from ganzoo import Trainer, cli
 from ganzoo.metrics.digits import DigitJudge
 from ganzoo.plots import save_grid
+from ganzoo.training.checkpoint import Generator, load_checkpoint, slerp
 from ganzoo.training.compare import compare_speed, speed_line
 from ganzoo.training.monitor import Monitor
 from PIL import Image
@@ -137,10 +138,17 @@ def test_resume_goes_on_further(ganzoo_command, tmp_path):
         ),
         ("train dcgan", "unrecognized options: dcgan; available subcommands: gan, sngan, wgan, wgan-gp."),
         ("train", "expected one of {gan, sngan, wgan, wgan-gp}."),
-        ("", "expected one of {train, resume, sample, list}."),
+        ("", "expected one of {train, resume, sample, interpolate, evaluate, reproduce, plot, list}."),
         ("sample", "ganzoo sample needs RUN: The folder of a run, or a generator.safetensors by itself."),
         ("sample no/run", "no/run must be the folder of a run or its generator.safetensors, and there is none."),
         ("sample no/run --n 0", "--n must be at least 1, got 0."),
+        ("interpolate no/run --frames 1", "--frames must be at least 2, got 1."),
+        ("interpolate no/run", "no/run must be the folder of a run or its generator.safetensors, and there is none."),
+        ("evaluate no/run", "no/run must be the folder of a run or its generator.safetensors, and there is none."),
+        ("plot no/run", "no/run must be the folder of a run, and has no metrics.jsonl with figures."),
+        ("reproduce no/run", "no/run/config.json is missing or damaged (FileNotFoundError)."),
+        ("train gan --precision fp8", "--precision must be one of fp32, bf16, fp16, got 'fp8'."),
+        ("train gan --data-options size", "--data-options must be pairs such as size=32, got size."),
         ("resume no/run", "no/run must be the folder of a run, and has no checkpoint.pt."),
     ],
 )
@@ -148,6 +156,65 @@ def test_mistakes_on_the_command_line_get_one_sentence(arguments, sentence, ganz
     monkeypatch.chdir(tmp_path)
     assert ganzoo_command(*arguments.split()) == (2, "", f"ganzoo: {sentence}\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_can_be_done_with_a_run(ganzoo_command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert ganzoo_command("train", "wgan-gp", *(o for o in QUICK if o != "--no-tensorboard"), "--steps", 20)[0] == 0
+    run = only_run("runs")
+    assert list((run / "tensorboard").glob("events.out.tfevents.*"))
+
+    status, out, _ = ganzoo_command("interpolate", run, "--frames", 5, "--between", 3, "--path", "lerp")
+    assert (status, out) == (0, "Wrote interpolation.png and interpolation.gif\n")
+    assert Image.open("interpolation.png").size == (5 * 70, 2 * 70)
+    assert Image.open("interpolation.gif").n_frames == 9 + 7
+    assert ganzoo_command("interpolate", run, "--space", "w")[2].startswith("ganzoo: wgan-gp has no styles w")
+
+    status, out, _ = ganzoo_command("evaluate", run, "--n", 100, "--extractor", "pixels")
+    figures = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
+    assert status == 0 and len(out.splitlines()) == len(figures) and {f["step"] for f in figures} == {20}
+
+    assert ganzoo_command("plot", run, "--figures", "critic_loss", "--out", "one.png")[0] == 0
+    assert Image.open("one.png").size[1] < Image.open(run / "curves.png").size[1]
+
+    status, out, _ = ganzoo_command("reproduce", run, "--runs", "again")
+    assert status == 0 and out.splitlines()[-1] == "The weights are equal to the bit."
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "run": {**config["run"], "seed": 9}}))
+    status, out, _ = ganzoo_command("reproduce", run, "--runs", "other")
+    assert status == 0 and "The weights differ." in out and re.search(r"^critic_loss: \S+ then, \S+ now$", out, re.M)
+
+
+def test_interpolations_pass_through_their_latents(images):
+    trainer = Trainer(ganzoo.create("gan", width=2, latent=4, batch=4), images)
+    generator = Generator(trainer.variant, trainer.data, 0, trainer.sampling())
+    ends = generator.sample(3, seed=5)
+    for path in ("lerp", "slerp"):
+        walk = generator.interpolate(3, 4, path=path, seed=5)
+        torch.testing.assert_close(walk[[0, 3, 6]], ends)
+    a, b = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 3.0])
+    torch.testing.assert_close(slerp(a, b, 0.5), torch.tensor([3.0, 3.0]) / 2**0.5)
+    torch.testing.assert_close(slerp(a, a, 0.5), a)
+
+
+def test_a_run_that_diverges_goes_back_and_on_with_other_numbers(ganzoo_command, tmp_path, monkeypatch):
+    step = Trainer.step
+
+    def diverging(trainer):
+        figures = step(trainer)
+        bad = trainer.attempt == 0 and trainer.steps == 27
+        return {**figures, "generator_loss": torch.tensor(float("nan"))} if bad else figures
+
+    monkeypatch.setattr(Trainer, "step", diverging)
+    options = [*QUICK, "--steps", 40, "--save-every", 20, "--runs", tmp_path, "--rollbacks", 1]
+    assert ganzoo_command("train", "gan", *options)[0] == 0
+    run = only_run(tmp_path)
+    assert (
+        "step 27: training diverged: generator loss is nan at step 27; back to step 20.\n"
+        in (run / "log.txt").read_text()
+    )
+    assert [record["step"] for record in records(run)] == [10, 20, 30, 40]
+    assert load_checkpoint(run)["attempt"] == 1
 
 
 def test_list_and_help(ganzoo_command):

@@ -14,6 +14,7 @@ import torch
 
 from ganzoo.errors import Error
 from ganzoo.files import write_atomically
+from ganzoo.training.draw import check_seed, private_random
 from ganzoo.training.loop import draw_samples
 from ganzoo.training.ops import get_ops
 from ganzoo.variants.base import DataInfo, Networks, create
@@ -111,6 +112,37 @@ class Generator:
         """`n` images (n, C, H, W), float32 in [−1, 1], the same for the same seed. `labels` (n,) for a conditional
         generator, all classes in turn unless given."""
         return draw_samples(self.variant, self.data, self.networks, n, seed, labels=labels)
+
+    @torch.no_grad()
+    def interpolate(self, between=2, frames=9, *, space="z", path="slerp", seed=0):
+        """Images along the way from each of `between` latents to the next, `frames` of them with both ends, which
+        neighbouring ways share.
+
+        In `z` the latents are mixed, in `w` the styles that a generator's `mapping` makes of them, for its `synthesis`.
+        `path` is `lerp`, a + t(b − a), or `slerp`, along the sphere: White (2016), arXiv:1609.04468.
+        """
+        network = getattr(self.networks, "generator", None)
+        if space == "w" and not (hasattr(network, "mapping") and hasattr(network, "synthesis")):
+            raise Error(f"{self.variant.name} has no styles w: its generator has no mapping and synthesis networks.")
+        points = self.variant.latents(between, torch.Generator().manual_seed(check_seed(seed)))
+        points = network.mapping(points) if space == "w" else points
+        mix = slerp if path == "slerp" else torch.lerp
+        ways = [torch.stack([mix(a, b, t) for t in torch.linspace(0, 1, frames)]) for a, b in zip(points, points[1:])]
+        points = torch.cat([ways[0], *(way[1:] for way in ways[1:])])
+        with private_random(seed, "cpu"):
+            if space == "w":
+                return network.synthesis(points)
+            labels = torch.zeros(len(points), dtype=torch.int64) if self.variant.conditional else None
+            return self.variant.sample(self.networks, points, labels)
+
+
+def slerp(a, b, t):
+    """(sin((1 − t)θ)·a + sin(tθ)·b)/sin θ with θ the angle between a and b; lerp where they are parallel."""
+    cosine = torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0).clamp(-1, 1)
+    angle = torch.acos(cosine)
+    if angle.sin() < 1e-4:
+        return torch.lerp(a, b, t)
+    return (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / angle.sin()
 
 
 def load(path):

@@ -55,31 +55,26 @@ class Health:
 
 @torch.no_grad()
 def alarms(trainer, images):
-    """Sentences on what is wrong with a training by the look of images that it has drawn, in order of labels; mostly none."""
-    said = []
-    batch = next(iter(trainer.sources.values())).fetch(
-        torch.arange(len(images)) % len(next(iter(trainer.sources.values())))
-    )
+    """Sentences on what is wrong with a training by the look of images that it has drawn; mostly none."""
+    said, source, variant = [], next(iter(trainer.sources.values())), trainer.variant
+    numbers = torch.arange(len(images))
+    batch = source.fetch(numbers % len(source))
     real = batch.get("image")
     if real is None or real.shape != images.shape:
         return said
     ratio = (torch.pdist(images.flatten(1)).mean() / torch.pdist(real.flatten(1)).mean()).item()
     if ratio < ALIKE:
         said.append(f"the samples are nearly alike: they differ by {ratio:.1%} of what real ones differ by")
-    if trainer.variant.adversary:
-        labels = (
-            torch.arange(len(images), device=images.device) % trainer.data.classes if trainer.data.classes else None
-        )
-        network = getattr(trainer.networks, trainer.variant.adversary)
-        network.eval()
-        scores = [
-            trainer.variant.scores(trainer.networks, x, y) for x, y in ((real, batch.get("label")), (images, labels))
-        ]
+    if variant.adversary:
+        asked = (numbers % trainer.data.classes).to(images.device) if variant.conditional else None
+        network = getattr(trainer.networks, variant.adversary).eval()
+        high = variant.scores(trainer.networks, real, batch.get("label")).flatten()
+        low = variant.scores(trainer.networks, images, asked).flatten()
         network.train()
-        right = (scores[0].flatten()[:, None] > scores[1].flatten()).float().mean().item()
+        right = (high[:, None] > low).float().mean().item()
         if right > WON:
             said.append(
-                f"the {label(trainer.variant.adversary)} overpowers: it scores {right:.1%} of all pairs of a real and a "
+                f"the {label(variant.adversary)} overpowers: it scores {right:.1%} of all pairs of a real and a "
                 "generated image in the right order"
             )
     return said

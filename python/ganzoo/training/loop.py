@@ -332,12 +332,12 @@ def carry_over(before, after):
 
 @torch.no_grad()
 def draw_samples(variant, data, networks, count, seed, device="cpu", labels=None):
-    """`count` images from networks that sample, from the latents that `seed` gives, in turn of every class where `data` has
-    classes. PyTorch's default generators are left as they were."""
+    """`count` images from networks that sample, from the latents that `seed` gives, of every class in turn where the variant
+    is conditional. PyTorch's default generators are left as they were."""
     if count < 1:
         raise ArgumentError("count", "at least 1", count)
     latents = variant.latents(count, torch.Generator(device).manual_seed(check_seed(seed)))
-    if labels is None and data.classes:
+    if labels is None and variant.conditional:
         labels = torch.arange(count, device=device) % data.classes
     images, size = None, distributed.size()
     for part, start in enumerate(range(0, count, SAMPLING_BATCH)):

@@ -16,6 +16,7 @@ class Ops:
 
     name: str
     gradient_penalty: Callable
+    r1_penalty: Callable
     spectral_norm: Callable
     Adam: Callable
     RMSprop: Callable
@@ -32,6 +33,7 @@ def get_ops(name):
         return Ops(
             name,
             gradient_penalty,
+            gankernels.r1_penalty,
             gankernels.nn.spectral_norm,
             gankernels.optim.Adam,
             gankernels.optim.RMSprop,
@@ -39,5 +41,5 @@ def get_ops(name):
     if name == "stock":
         from ganzoo.training import stock
 
-        return Ops(name, stock.gradient_penalty, stock.spectral_norm, stock.Adam, stock.RMSprop)
+        return Ops(name, stock.gradient_penalty, stock.r1_penalty, stock.spectral_norm, stock.Adam, stock.RMSprop)
     raise ArgumentError("ops", "gankernels or stock", repr(name))

@@ -16,6 +16,13 @@ def gradient_penalty(critic, real, fake, *, eps, weight=10.0):
     return weight * (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
 
+def r1_penalty(critic, real, gamma=10.0):
+    """γ/2·E ‖∇D(x)‖² by `autograd.grad(create_graph=True)`."""
+    real = real.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(critic(real).sum(), real, create_graph=True)
+    return gamma / 2 * gradient.flatten(1).square().sum(1).mean()
+
+
 def spectral_norm(network):
     """`torch.nn.utils.parametrizations.spectral_norm` on every convolution and linear layer of the network, which is
     returned."""

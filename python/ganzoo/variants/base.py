@@ -107,6 +107,8 @@ class Variant(Checked):
     """The phase that training is in, which the loop sets; see `phase_at`."""
     samplers: ClassVar[tuple] = ("generator",)
     """Names of what `sample` uses: saved with every checkpoint as what samples without data."""
+    conditional: ClassVar[bool] = False
+    """Whether `sample` wants labels."""
     adversary: ClassVar[str] = ""
     """Name of the network that should not tell real images from generated ones with certainty: when it does, a run says
     so. A Wasserstein critic is meant to, and has none."""

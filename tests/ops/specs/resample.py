@@ -164,6 +164,7 @@ SPECS = [
         shapes=_SHAPES,
         bad=_BAD if name == "upfirdn2d_up" else {},
         real=real,
+        peers={"stylegan3": ("torch_utils.ops.upfirdn2d", "upfirdn2d", {"impl": "ref"})},
         goals={mode: {"stock": 8.0} for mode in ("forward", "forward_backward")} if real else {},
     )
     for (name, (f, *constants)), real in zip(
@@ -190,6 +191,7 @@ SPECS += [
             shapes=_SHAPES,
             bad=_LRELU_BAD if name == "filtered_lrelu" else {},
             real={"up2_down2_64": (2, 64, 64, 64)} if name == "filtered_lrelu" else {},
+            peers={"stylegan3": ("torch_utils.ops.filtered_lrelu", "filtered_lrelu", {"impl": "ref"})},
             goals={"forward_backward": {"stock": 4.0}} if name == "filtered_lrelu" else {},
         )
         for name, constants in _LRELU.items()

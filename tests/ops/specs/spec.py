@@ -53,8 +53,8 @@ class Spec:
     dimension along which an expanded tensor keeps its own values: for a statistic over the batch, 0.
 
     For the benchmarks: `real` has shapes of real networks by name; without any the op is not measured. `stock` is what people
-    write without a kernel, where that is not the reference; `peers` holds call(modules, *inputs) by the name of a peer
-    (benchmarks/peers.py); `goals`, by mode, how many times as fast as a variant the op ought to be.
+    write without a kernel, where that is not the reference; `peers` holds (module, function, keywords) by the name of a
+    peer (benchmarks/peers.py); `goals`, by mode, how many times as fast as a variant the op ought to be.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Spec:
     distinct: int = 1
     real: dict[str, tuple[int, ...]] = field(default_factory=dict)
     stock: Callable | None = None
-    peers: dict[str, Callable] = field(default_factory=dict)
+    peers: dict[str, tuple[str, str, dict]] = field(default_factory=dict)
     goals: dict[str, dict[str, float]] = field(default_factory=dict)
 
 

@@ -1,0 +1,39 @@
+"""What `ganzoo evaluate` does."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+import ganzoo.data
+from ganzoo.errors import ArgumentError, Error
+from ganzoo.files import write_atomically
+from ganzoo.metrics.evaluate import evaluate, sample_count
+from ganzoo.training import distributed
+from ganzoo.training.checkpoint import load
+from ganzoo.training.run import open_data, read_config
+
+EVALUATION = "evaluation.jsonl"
+
+
+def evaluate_run(run, *, data="", n=0, extractor="", seed=1, device="cpu"):
+    """The figures of a trained generator against its run's data, or against `data`; in a run folder they are added to
+    `evaluation.jsonl`. Returns a list of `ganzoo.metrics.figure.Figure`."""
+    if n < 0:
+        raise ArgumentError("n", "at least 1, or 0 for the number that suits the data", n)
+    generator, folder = load(run), Path(run)
+    if not data and not folder.is_dir():
+        raise Error(f"{run} is not the folder of a run, so --data must say what to compare with.")
+    reference = ganzoo.data.open(data) if data else open_data(read_config(folder)[1])
+    if isinstance(reference, dict):
+        raise Error("there are no metrics for domains of images.")
+    n = n or sample_count(reference)
+    labels = torch.arange(n) % generator.data.classes if generator.variant.conditional else None
+    samples = generator.sample(n, seed=seed, labels=labels)
+    figures = distributed.from_first(lambda: evaluate(samples, reference, extractor, labels, device))
+    if folder.is_dir() and distributed.rank() == 0:
+        path = folder / EVALUATION
+        lines = [json.dumps({"step": generator.steps, "seed": seed, **asdict(figure)}) + "\n" for figure in figures]
+        write_atomically(path, ((path.read_text() if path.exists() else "") + "".join(lines)).encode())
+    return figures
