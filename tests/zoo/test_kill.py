@@ -17,9 +17,7 @@ from ganzoo.data import open as open_data
 from ganzoo.training.checkpoint import load_checkpoint
 
 KILLS = 20
-OPTIONS = (
-    "--width 2 --latent 4 --batch 4 --ema 0.9 --steps 500 --save-every 20 --no-tensorboard --compare-blocks 0"
-).split()
+OPTIONS = ("--width 2 --latent 4 --batch 4 --ema 0.9 --save-every 20 --no-tensorboard --compare-blocks 0").split()
 
 
 def in_a_child(arguments, seconds=None, after=lambda: True):
@@ -54,11 +52,8 @@ def figures(run):
 
 def test_killed_twenty_times_a_run_ends_with_the_same_weights_curves_and_samples(tmp_path):
     open_data("digits")  # what a child would import, it now has from the start
-    assert in_a_child(["train", "gan", *OPTIONS, "--runs", str(tmp_path / "straight")])
-    (straight,) = (tmp_path / "straight").iterdir()
-
     moments = random.Random(0)
-    start = ["train", "gan", *OPTIONS, "--runs", str(tmp_path / "killed")]
+    start = ["train", "gan", *OPTIONS, "--steps", "1000000", "--runs", str(tmp_path / "killed")]
     in_a_child(start, moments.uniform(0, 0.5), after=lambda: list(tmp_path.glob("killed/*/checkpoint.pt")))
     (killed,) = (tmp_path / "killed").iterdir()
     reached = [load_checkpoint(killed)["steps"]]
@@ -66,15 +61,18 @@ def test_killed_twenty_times_a_run_ends_with_the_same_weights_curves_and_samples
         before = (killed / "checkpoint.pt").stat().st_ino
         # every second one gets as far as its next checkpoint
         moved = (lambda: (killed / "checkpoint.pt").stat().st_ino != before) if kill % 2 else (lambda: True)
-        assert not in_a_child(["resume", str(killed)], moments.uniform(0, 0.2 if kill % 2 else 0.8), after=moved)
+        assert not in_a_child(["resume", str(killed)], moments.uniform(0, 0.1 if kill % 2 else 0.4), after=moved)
         reached.append(load_checkpoint(killed)["steps"])  # whole at every moment
     assert len(set(reached)) >= KILLS // 2 and reached == sorted(reached), reached
-    assert in_a_child(["resume", str(killed)])
+    steps = str(reached[-1] + 40)
+    assert in_a_child(["resume", str(killed), "--steps", steps])
+    assert in_a_child(["train", "gan", *OPTIONS, "--steps", steps, "--runs", str(tmp_path / "straight")])
+    (straight,) = (tmp_path / "straight").iterdir()
 
     assert figures(killed) == figures(straight)
     states = [load_checkpoint(run) for run in (killed, straight)]
-    assert same(*states) and states[0]["steps"] == 500
+    assert same(*states) and states[0]["steps"] == int(steps)
     pictures = sorted(path.relative_to(straight) for path in straight.glob("samples/*.png"))
-    assert len(pictures) == 500 // 20
+    assert len(pictures) == int(steps) // 20
     for name in ["generator.safetensors", "samples.png", *pictures]:
         assert (killed / name).read_bytes() == (straight / name).read_bytes(), name
