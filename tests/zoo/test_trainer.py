@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from .conftest import same
+from .conftest import TINY, same
 from torch import nn
 
 import ganzoo
@@ -78,6 +78,15 @@ def test_ours_and_stock_train_alike(tiny, images):
     for ours_figures, stock_figures in zip(run(ours, 2), run(stock, 2)):
         for name, value in ours_figures.items():
             torch.testing.assert_close(value, stock_figures[name], rtol=2e-3, atol=2e-4, msg=lambda m: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("name", ["gan", "wgan", "wgan-gp", "sngan"])
+def test_points_are_trained_on_too(name):
+    variant = ganzoo.create(name, **TINY[name], latent=2, batch=16)
+    ours, stock = (Trainer(variant, ganzoo.data.open("ring", n=64), ops=ops) for ops in ("gankernels", "stock"))
+    before = ours.sample(64)
+    torch.testing.assert_close(ours.step(), stock.step(), rtol=2e-3, atol=2e-4)
+    assert before.shape == (64, 2) and not torch.equal(ours.sample(64), before)
 
 
 def test_only_the_player_on_turn_changes(tiny, images):
@@ -201,7 +210,7 @@ def test_bad_arguments_are_refused_in_one_sentence(images, options, sentence):
         (
             "gan",
             dict(clip=0.1),
-            "ganzoo: gan has no option clip; its options are steps, batch, latent, width, ema, lr, betas.",
+            "ganzoo: gan has no option clip; its options are steps, batch, latent, width, ema, lr, betas, simultaneous.",
         ),
     ],
 )
