@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .._checks import check_number, check_tensor, shape
+from .._checks import check_number, shape
 from .bias_act import NUMBERS, check_function, check_side
 from .bias_act import reference as bias_act_reference
 from .conv2d_resample import check_weight, factor_of, padding_for, resampled
