@@ -12,6 +12,7 @@ from ganzoo.files import write_atomically
 from ganzoo.metrics.evaluate import evaluate, sample_count
 from ganzoo.training import distributed
 from ganzoo.training.checkpoint import load
+from ganzoo.training.loop import as_device
 from ganzoo.training.run import open_data, read_config
 
 EVALUATION = "evaluation.jsonl"
@@ -22,6 +23,7 @@ def evaluate_run(run, *, data="", n=0, extractor="", seed=1, device="cpu"):
     `evaluation.jsonl`. Returns a list of `ganzoo.metrics.figure.Figure`."""
     if n < 0:
         raise ArgumentError("n", "at least 1, or 0 for the number that suits the data", n)
+    as_device(device)
     generator, folder = load(run), Path(run)
     if not data and not folder.is_dir():
         raise Error(f"{run} is not the folder of a run, so --data must say what to compare with.")
