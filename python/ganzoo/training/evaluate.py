@@ -33,7 +33,7 @@ def evaluate_run(run, *, data="", n=0, extractor="", seed=1, device="cpu"):
     n = n or sample_count(reference)
     labels = torch.arange(n) % generator.data.classes if generator.variant.conditional else None
     samples = generator.sample(n, seed=seed, labels=labels)
-    figures = distributed.from_first(lambda: evaluate(samples, reference, extractor, labels, device))
+    figures = evaluate(samples, reference, extractor, labels, device)
     if folder.is_dir() and distributed.rank() == 0:
         path = folder / EVALUATION
         lines = [json.dumps({"step": generator.steps, "seed": seed, **asdict(figure)}) + "\n" for figure in figures]
