@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from .conftest import same
+from .conftest import TINY, same
 from torch import nn
 
 import ganzoo
@@ -185,7 +185,7 @@ def test_bad_arguments_are_refused_in_one_sentence(images, options, sentence):
 @pytest.mark.parametrize(
     "name, options, sentence",
     [
-        ("wgan-pg", {}, "ganzoo: variant must be one of gan, sngan, wgan, wgan-gp, got 'wgan-pg'."),
+        ("wgan-pg", {}, f"ganzoo: variant must be one of {', '.join(sorted(TINY))}, got 'wgan-pg'."),
         ("gan", dict(width=0), "ganzoo: width must be at least 1, got 0."),
         ("gan", dict(width="wide"), "ganzoo: width must be a whole number, got 'wide'."),
         ("gan", dict(width=True), "ganzoo: width must be a whole number, got True."),

@@ -1,5 +1,5 @@
-"""Families of networks. Each generator maps latents (N, latent) to images (N, C, H, W) in [−1, 1]; each
-discriminator or critic maps images to one raw score per image, (N,)."""
+"""Families of networks. Each generator maps latents (N, latent) to images (N, C, H, W), in [−1, 1] where it does not say otherwise;
+each discriminator or critic maps images to one raw score per image, (N,)."""
 
 from ganzoo.errors import ArgumentError
 
