@@ -86,7 +86,10 @@ class Generator(nn.Sequential):
         depth = BLOCKS * len(channels)
         layers = [Basis(latent, channels[0]), *bottlenecks(channels[0], depth)]
         for before, after in zip(channels, channels[1:]):
-            layers += [linear_init(nn.Conv2d(before, after, 1, bias=False)), nn.Upsample(scale_factor=2, mode="bilinear")]
+            layers += [
+                linear_init(nn.Conv2d(before, after, 1, bias=False)),
+                nn.Upsample(scale_factor=2, mode="bilinear"),
+            ]
             layers += bottlenecks(after, depth)
         super().__init__(*layers, linear_init(nn.Conv2d(width, image_shape[0], 1)))
 
@@ -103,7 +106,15 @@ class Discriminator(nn.Sequential):
         depth = BLOCKS * len(channels)
         layers = [linear_init(nn.Conv2d(image_shape[0], width, 1)), *bottlenecks(width, depth)]
         for before, after in zip(channels, channels[1:]):
-            layers += [nn.AvgPool2d(2), linear_init(nn.Conv2d(before, after, 1, bias=False)), *bottlenecks(after, depth)]
+            layers += [
+                nn.AvgPool2d(2),
+                linear_init(nn.Conv2d(before, after, 1, bias=False)),
+                *bottlenecks(after, depth),
+            ]
         last = channels[-1]
-        layers += [linear_init(nn.Conv2d(last, last, 4, groups=last, bias=False)), nn.Flatten(1), linear_init(nn.Linear(last, 1))]
+        layers += [
+            linear_init(nn.Conv2d(last, last, 4, groups=last, bias=False)),
+            nn.Flatten(1),
+            linear_init(nn.Linear(last, 1)),
+        ]
         super().__init__(*layers, nn.Flatten(0))
