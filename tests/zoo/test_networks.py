@@ -1,7 +1,7 @@
 import pytest
 import torch
 from ganzoo import ArgumentError
-from ganzoo.networks import dcgan, r3gan, sngan
+from ganzoo.networks import dcgan, pacgan, r3gan, sngan, toy
 
 import gankernels
 
@@ -47,3 +47,21 @@ def test_r3gan_starts_as_its_shortcuts_in_groups_of_16():
 
 def test_r3gans_loss_and_penalties_share_a_backward():
     assert gankernels.explain(r3gan.Discriminator((3, 16, 16), 4), torch.randn(2, 3, 16, 16)).folds
+
+
+def parameters(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+def test_perceptrons_for_points_have_the_papers_sizes():
+    assert parameters(pacgan.Generator(2, (2,), 16)) == 2 * 400 + 3 * 400**2 + 4 * 2 * 400 + 401 * 2
+    assert parameters(pacgan.Discriminator((2,), 16)) == 3 * 1000 + 2 * 201 * 1000 + 201
+    assert parameters(toy.Generator(2, (2,), 16)) == 3 * 512 + 2 * 513 * 512 + 513 * 2
+    assert parameters(toy.Discriminator((2,), 16)) == 3 * 512 + 2 * 513 * 512 + 513
+
+
+def test_a_maxout_unit_is_the_largest_of_its_pieces():
+    layer, x = pacgan.Maxout(3, 2, 5), torch.randn(4, 3)
+    affine = x @ layer.weight.T + layer.bias
+    expected = torch.stack([affine[:, :5].max(1).values, affine[:, 5:].max(1).values], 1)
+    torch.testing.assert_close(layer(x), expected)

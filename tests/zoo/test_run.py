@@ -148,7 +148,9 @@ def test_resume_goes_on_further(ganzoo_command, tmp_path):
         ("plot no/run", "no/run must be the folder of a run, and has no metrics.jsonl with figures."),
         ("reproduce no/run", "no/run/config.json is missing or damaged (FileNotFoundError)."),
         ("train gan --precision fp8", "--precision must be one of fp32, bf16, fp16, got 'fp8'."),
+        ("train gan --cuda-graph", "--cuda-graph must be used on a CUDA device, got cpu."),
         ("train gan --data-options size", "--data-options must be pairs such as size=32, got size."),
+        ("reproduce no/run --trials 2", "--trials must be 0, or at least 1 for a published row, got 2."),
         ("resume no/run", "no/run must be the folder of a run, and has no checkpoint.pt."),
     ],
 )

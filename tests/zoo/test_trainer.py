@@ -80,6 +80,17 @@ def test_ours_and_stock_train_alike(tiny, images):
             torch.testing.assert_close(value, stock_figures[name], rtol=2e-3, atol=2e-4, msg=lambda m: f"{name}: {m}")
 
 
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_points_are_trained_on_too(name):
+    variant = ganzoo.create(name, **TINY[name], latent=2, batch=16)
+    ours, stock = (Trainer(variant, ganzoo.data.open("ring", n=64), ops=ops) for ops in ("gankernels", "stock"))
+    before = ours.sample(64)
+    first = variant.schedule(0)[:1]
+    torch.testing.assert_close(ours._turn(first), stock._turn(first), rtol=2e-3, atol=2e-4)
+    ours.step()
+    assert before.shape == (64, 2) and not torch.equal(ours.sample(64), before)
+
+
 def test_only_the_player_on_turn_changes(tiny, images):
     trainer = Trainer(tiny, images)
     for turn in set(tiny.schedule(0)):
@@ -201,7 +212,7 @@ def test_bad_arguments_are_refused_in_one_sentence(images, options, sentence):
         (
             "gan",
             dict(clip=0.1),
-            "ganzoo: gan has no option clip; its options are steps, batch, latent, width, ema, lr, betas.",
+            "ganzoo: gan has no option clip; its options are steps, batch, latent, width, ema, lr, betas, simultaneous.",
         ),
     ],
 )

@@ -1,7 +1,7 @@
 from dataclasses import dataclass
 from functools import partial
 
-from ganzoo.networks import r3gan
+from ganzoo.networks import r3gan, toy
 from ganzoo.objectives import relativistic_discriminator, relativistic_generator
 from ganzoo.options import Betas, Count, Decay, NotNegative, Positive
 from ganzoo.variants.base import Networks, Player, Variant, register
@@ -29,9 +29,10 @@ class R3GAN(Variant):
     """Adam's decay rates."""
 
     def networks(self, data, ops):
+        family = toy if data.points else r3gan
         return Networks(
-            generator=r3gan.Generator(self.latent, data.shape, self.width),
-            discriminator=r3gan.Discriminator(data.shape, self.width),
+            generator=family.Generator(self.latent, data.shape, self.width),
+            discriminator=family.Discriminator(data.shape, self.width),
         )
 
     def discriminator_loss(self, networks, draw, ops):
@@ -54,4 +55,5 @@ class R3GAN(Variant):
         return ["discriminator", "generator"]
 
     def sample(self, networks, latents, labels=None):
-        return networks.generator(latents).clamp(-1, 1)
+        samples = networks.generator(latents)
+        return samples.clamp(-1, 1) if samples.dim() == 4 else samples
