@@ -8,6 +8,7 @@ from . import nn, optim, reference  # noqa: E402
 from .ops.attention import scaled_dot_product_attention  # noqa: E402
 from .ops.bias_act import activation_funcs, bias_act  # noqa: E402
 from .ops.clip_weights import clip_weights_  # noqa: E402
+from .ops.conv2d_resample import conv2d_resample  # noqa: E402
 from .ops.explain import explain  # noqa: E402
 from .ops.fast_double_backward import fast_double_backward, no_weight_gradients  # noqa: E402
 from .ops.filtered_lrelu import filtered_lrelu  # noqa: E402
@@ -19,6 +20,7 @@ from .ops.group_norm import group_norm, layer_norm, rms_norm  # noqa: E402
 from .ops.interpolate import interpolate  # noqa: E402
 from .ops.minibatch_discrimination import minibatch_discrimination  # noqa: E402
 from .ops.minibatch_stddev import minibatch_stddev  # noqa: E402
+from .ops.modulated_conv2d import modulated_conv2d  # noqa: E402
 from .ops.penalties import (  # noqa: E402
     dragan_penalty,
     gradient_penalty,
@@ -36,6 +38,7 @@ __all__ = [
     "activation_funcs",
     "bias_act",
     "clip_weights_",
+    "conv2d_resample",
     "downsample2d",
     "dragan_penalty",
     "explain",
@@ -52,6 +55,7 @@ __all__ = [
     "layer_norm",
     "minibatch_discrimination",
     "minibatch_stddev",
+    "modulated_conv2d",
     "nn",
     "no_weight_gradients",
     "optim",

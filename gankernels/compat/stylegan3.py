@@ -89,6 +89,15 @@ def conv2d_resample(x, w, f=None, up=1, down=1, padding=0, groups=1, flip_weight
     return gk.conv2d_resample(x, w, f, up, down, padding, groups, flip_weight, flip_filter)
 
 
+def modulated_conv2d(x, w, s, demodulate=True, padding=0, input_gain=None):
+    """As that code base defines it beside its networks, `training.networks_stylegan3.modulated_conv2d`: weights of a mean square of
+    1 per output channel and styles of 1 over the batch, where it demodulates."""
+    if demodulate:
+        w = w * w.square().mean([1, 2, 3], keepdim=True).rsqrt()
+        s = s * s.square().mean().rsqrt()
+    return gk.modulated_conv2d(x, w, s, padding=padding, demodulate=demodulate, input_gain=input_gain)
+
+
 def _grid_sample_gradfix() -> ModuleType:
     gradfix = module(f"{NAME}.grid_sample_gradfix", {"enabled": False})
 
@@ -99,9 +108,6 @@ def _grid_sample_gradfix() -> ModuleType:
 
     gradfix.grid_sample = grid_sample
     return gradfix
-
-
-_absent = {name for name in ("conv2d_resample", "filtered_lrelu") if not hasattr(gk, name)}
 
 
 def _modules() -> list[ModuleType]:
@@ -121,7 +127,7 @@ def _modules() -> list[ModuleType]:
         "conv2d_resample": {"conv2d_resample": conv2d_resample},
         "fma": {"fma": gk.fma},
     }
-    made = [module(f"{NAME}.{name}", names) for name, names in named.items() if name not in _absent]
+    made = [module(f"{NAME}.{name}", names) for name, names in named.items()]
     return [*made, Conv2dGradfix(f"{NAME}.conv2d_gradfix", enabled=False), _grid_sample_gradfix()]
 
 

@@ -6,7 +6,8 @@ scale is one per sample and channel, noise one per pixel, b one per channel; eac
     dg = q f'(u),    du = q g f''(u),    dx = scale du + v_scale t,    d scale = sum of x du + v t,    d noise, db: sums of du
 What is kept for backward is y where that tells f' and no scale asks for x (the next layer keeps it anyway), else x, from which u is
 taken again. Where y is kept, the derivative of f' goes to y instead of to u, so that it joins y's other gradient; for piecewise
-linear functions it is absent, and every order of derivative is one pass. Sums are float32 (float64 for float64).
+linear functions it is absent, and every order of derivative is one pass. With a scale these have two fused orders, and any further one in
+stock ops. Sums are float32 (float64 for float64).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from .._checks import check_number, check_tensor, shape
-from .._registration import register
+from .._registration import refuse_derivative, register
 from .._triton import BLOCK, in_layout_of, jit, tl, triton
 
 _op = torch.ops.gankernels
@@ -598,6 +599,54 @@ def _bwd_backward(ctx, v, v_scale, v_noise, v_b):
     return dg, dx, *gradients, None, None, None, None
 
 
+def _bwd_bwd_setup_context(ctx, inputs, output):
+    *tensors, ctx.act, ctx.alpha, ctx.gain, ctx.clamp = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)
+
+
+def _bwd_bwd_backward(ctx, w_grad, w_saved, w_scale, w_noise, w_b):
+    """Of piecewise-linear functions, in stock ops: with f' a constant pattern m, dg = m q, dx = v_scale m g, d scale = m v g."""
+    if ctx.act >= _PIECEWISE_LINEAR:
+        refuse_derivative("bias_act_bwd_bwd")(ctx)
+    numbers = ctx.act, ctx.alpha, ctx.gain, ctx.clamp
+    tensors = ctx.saved_tensors
+    saved, *sides = (None if t is None else t.detach() for t in tensors[5:])
+    kept = _op.bias_act(
+        saved, *sides, *(numbers if _keeps_y(None, *numbers[:2]) else (NUMBERS["linear"], 0.0, 1.0, None))
+    )
+    m = _op.bias_act_bwd(torch.ones_like(kept), kept, None, None, None, *numbers)[0]
+
+    def along_channels(t):
+        return None if t is None else t.reshape(*t.shape, *[1] * (m.dim() - 2))
+
+    def total(*products):
+        """The sum of those products of which every factor is there."""
+        there = [math.prod(factors) for factors in products if all(f is not None for f in factors)]
+        return sum(there) * m if there else None
+
+    v, v_scale, v_noise, v_b, grad, saved, scale, _, _ = tensors
+    w_scale = None if scale is None else along_channels(w_scale)
+    s, v_s = 1 if scale is None else along_channels(scale), along_channels(v_scale)
+    gradients = (
+        total((s, w_grad), (w_scale, grad)),
+        total((saved, w_grad), (grad, w_saved)),
+        total((w_grad,)),
+        total((w_grad,)),
+        total((v_s, w_saved), (w_scale, v)),
+        total((v_s, w_grad)),
+        total((v, w_grad)),
+    )
+
+    def of(t, gradient):
+        if t is None or gradient is None:
+            return None
+        shape = along_channels(t).shape if t.dim() < m.dim() else t.shape
+        return gradient.sum_to_size(shape).reshape(t.shape).to(t.dtype)
+
+    return *(of(t, gradient) for t, gradient in zip(tensors, gradients)), None, None, None, None, None, None
+
+
 def _fake(x, scale, noise, b, act, alpha, gain, clamp):
     return torch.empty_like(_planes_or_rows(x))
 
@@ -613,11 +662,20 @@ def _bwd_bwd_fake(v, v_scale, v_noise, v_b, grad, saved, scale, noise, b, act, a
     return torch.empty_like(out), torch.empty_like(out), *_empty_sides(saved, scale, noise, b)
 
 
-register("bias_act", fake=_fake, backward=_backward, setup_context=_setup_context, cuda=_bias_act_triton)
+register(
+    "bias_act", fake=_fake, backward=_backward, setup_context=_setup_context, cuda=_bias_act_triton, keeps_rows=True
+)
 register(
     "bias_act_bwd", fake=_bwd_fake, backward=_bwd_backward, setup_context=_bwd_setup_context, cuda=_bias_act_bwd_triton
 )
-register("bias_act_bwd_bwd", fake=_bwd_bwd_fake, cuda=_bias_act_bwd_bwd_triton)
+register(
+    "bias_act_bwd_bwd",
+    fake=_bwd_bwd_fake,
+    backward=_bwd_bwd_backward,
+    setup_context=_bwd_bwd_setup_context,
+    cuda=_bias_act_bwd_bwd_triton,
+    partly=True,
+)
 
 
 def check_side(op: str, name: str, value, x: torch.Tensor) -> None:

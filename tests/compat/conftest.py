@@ -2,8 +2,6 @@ import sys
 
 import pytest
 
-import gankernels as gk
-
 PACKAGES = ("torch_utils", "op", "models", "mmcv")
 
 
@@ -19,14 +17,3 @@ def fresh_modules():
     for name in filter(belongs, list(sys.modules)):
         del sys.modules[name]
     sys.modules.update(before)
-
-
-def pytest_collection_modifyitems(items):
-    for item in items:
-        for mark in item.iter_markers("needs"):
-            if absent := [op for op in mark.args if not hasattr(gk, op)]:
-                item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(absent)}"))
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "needs(*ops): ops the test cannot do without")

@@ -41,7 +41,6 @@ def arguments(requires_grad=False):
     return {name: torch.randn(shape).requires_grad_(requires_grad) for name, shape in shapes.items()}
 
 
-@pytest.mark.needs("modulated_conv2d", "filtered_lrelu")
 @pytest.mark.parametrize("block", (stylegan2_block, stylegan3_block), ids=lambda block: block.__name__)
 def test_synthesis_blocks_compile_as_one_graph(block):
     names = block.__code__.co_varnames[1 : block.__code__.co_argcount]
@@ -76,7 +75,6 @@ class Generator(nn.Module):
         return stylegan2_block(gk.reference, *block)[1]
 
 
-@pytest.mark.needs("modulated_conv2d", "filtered_lrelu")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_a_generator_of_references_exports_to_onnx():
     onnx = pytest.importorskip("onnx")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import gankernels as gk
-from gankernels.compat import mmcv, stylegan2_pytorch
+from gankernels.compat import lucidrains, mmcv, stylegan2_pytorch
 
 X = torch.linspace(-2, 2, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
 
@@ -65,6 +65,13 @@ def test_both_generations_of_fused_leaky_relu():
         torch.testing.assert_close(layer(X), 1.5 * F.leaky_relu(X, 0.1))
 
 
+def per_sample(x, w, padding):
+    """Every sample convolved with its own weights (N, O, I, k, k), as a group."""
+    n, o = w.shape[:2]
+    y = F.conv2d(x.reshape(1, -1, *x.shape[2:]), w.flatten(0, 1), padding=padding, groups=n)
+    return y.reshape(n, o, *y.shape[2:])
+
+
 def composed(layer, x, style, upsample, downsample):
     """The modulated convolution as that code base composes it, with weights per sample."""
     n, (_, o, i, k, _) = x.shape[0], layer.weight.shape
@@ -80,17 +87,10 @@ def composed(layer, x, style, upsample, downsample):
     if downsample:
         p = layer.blur.kernel.shape[0] - 2 + (k - 1)
         x = up(x, layer.blur.kernel, padding=[(p + 1) // 2, p // 2] * 2)
-    y = F.conv2d(
-        x.reshape(1, n * i, *x.shape[2:]),
-        w.reshape(n * o, i, k, k),
-        stride=2 if downsample else 1,
-        padding=0 if downsample else k // 2,
-        groups=n,
-    )
-    return y.reshape(n, o, *y.shape[2:])
+    y = per_sample(x, w, 0 if downsample else k // 2)
+    return y[..., ::2, ::2] if downsample else y
 
 
-@pytest.mark.needs("modulated_conv2d")
 @pytest.mark.parametrize(("upsample", "downsample"), ((False, False), (True, False), (False, True)))
 def test_modulated_convolution_has_the_public_state_and_values(upsample, downsample):
     layer = stylegan2_pytorch.ModulatedConv2d(3, 5, 3, 7, upsample=upsample, downsample=downsample, fused=True)
@@ -103,7 +103,19 @@ def test_modulated_convolution_has_the_public_state_and_values(upsample, downsam
     torch.testing.assert_close(layer(X, style), composed(layer, X, style, upsample, downsample), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.needs("filtered_lrelu")
+@pytest.mark.parametrize("demod", (True, False))
+def test_lucidrains_layer_counts_styles_from_one(demod):
+    layer = lucidrains.Conv2DMod(3, 5, 3, demod=demod)
+    assert {name: tuple(t.shape) for name, t in layer.state_dict().items()} == {"weight": (5, 3, 3, 3)}
+    y = torch.randn(2, 3)
+    w = layer.weight[None] * (y[:, None, :, None, None] + 1)
+    if demod:
+        w = w * torch.rsqrt(w.square().sum((2, 3, 4), keepdim=True) + 1e-8)
+    torch.testing.assert_close(layer(X, y), per_sample(X, w, 1), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="stride, dilation and eps must be 1, 1 and 1e-08, got 2, 1 and 1e-08"):
+        lucidrains.Conv2DMod(3, 5, 3, stride=2)
+
+
 def test_mmcv():
     mmcv.install()
     from mmcv.ops import (

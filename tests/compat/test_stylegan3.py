@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import gankernels as gk
-from gankernels.compat import stylegan3
+from gankernels.compat import stylegan2_ada, stylegan3
 
 X = torch.linspace(-2, 2, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
 
@@ -61,7 +61,6 @@ def test_an_error_inside_a_checkout_is_not_hidden(checkout):
         stylegan3.install()
 
 
-@pytest.mark.needs("filtered_lrelu", "conv2d_resample")
 def test_without_a_checkout_the_packages_are_there():
     stylegan3.install()
     from torch_utils.ops import (  # noqa: F401
@@ -124,7 +123,6 @@ def test_upfirdn2d():
         torch.testing.assert_close(ours, gk.reference.upfirdn2d(X, f, 2, [1, 3], [2, 1, -1, 2], True, 4))
 
 
-@pytest.mark.needs("filtered_lrelu")
 def test_filtered_lrelu():
     stylegan3.install()
     from torch_utils.ops import filtered_lrelu, upfirdn2d
@@ -135,7 +133,6 @@ def test_filtered_lrelu():
     torch.testing.assert_close(ours, filtered_lrelu.filtered_lrelu(**arguments, impl="ref"))
 
 
-@pytest.mark.needs("conv2d_resample")
 def test_convolutions_and_their_globals():
     stylegan3.install()
     from torch_utils.ops import conv2d_gradfix, conv2d_resample, upfirdn2d
@@ -165,6 +162,36 @@ def test_convolutions_and_their_globals():
     f = upfirdn2d.setup_filter([1, 3, 3, 1])
     ours = conv2d_resample.conv2d_resample(x=x, w=w, f=f, up=2, padding=1, flip_weight=False)
     torch.testing.assert_close(ours, gk.reference.conv2d_resample(x, w, f, up=2, padding=1, flip_weight=False))
+
+
+def test_modulated_convolutions_of_both_code_bases():
+    """As each composes it: weights per sample, in groups; noise after demodulation; gains of the input not demodulated."""
+    w, s, f = torch.randn(5, 3, 3, 3), torch.randn(2, 3), gk.setup_filter([1, 3, 3, 1])
+    noise = torch.randn(16, 16)
+
+    def per_sample(x, w, **more):
+        y = gk.reference.conv2d_resample(x.reshape(1, 6, 8, 8), w.flatten(0, 1), f, padding=1, groups=2, **more)
+        return y.reshape(2, 5, *y.shape[2:])
+
+    def demodulated(w):
+        return w * (w.square().sum([2, 3, 4], keepdim=True) + 1e-8).rsqrt()
+
+    modulated = w[None] * s[:, None, :, None, None]
+    ours = stylegan2_ada.modulated_conv2d(
+        x=X, weight=w, styles=s, noise=noise, up=2, padding=1, resample_filter=f, flip_weight=False, fused_modconv=False
+    )
+    want = per_sample(X, demodulated(modulated), up=2, flip_weight=False) + noise
+    torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-5)
+    ours = stylegan2_ada.modulated_conv2d(X, w, s, padding=1, demodulate=False, fused_modconv=True)
+    torch.testing.assert_close(ours, per_sample(X, modulated), rtol=1e-4, atol=1e-5)
+
+    w, s, gain = 1e-4 * w, 1e-4 * s, torch.tensor(0.7)  # so small that without normalisation the 1e-8 would show
+    unit = w * w.square().mean([1, 2, 3], keepdim=True).rsqrt()
+    unit = unit[None] * (s * s.square().mean().rsqrt())[:, None, :, None, None]
+    ours = stylegan3.modulated_conv2d(x=X, w=w, s=s, padding=1, input_gain=gain)
+    torch.testing.assert_close(ours, per_sample(X, gain * demodulated(unit)), rtol=1e-4, atol=1e-5)
+    ours = stylegan3.modulated_conv2d(X, w, s, demodulate=False, padding=1)
+    torch.testing.assert_close(ours, per_sample(X, w[None] * s[:, None, :, None, None]), rtol=1e-4, atol=1e-12)
 
 
 def test_grid_sample_and_fma():

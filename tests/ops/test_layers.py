@@ -40,3 +40,25 @@ def test_statistics_over_the_batch_and_pixel_norm():
     assert torch.equal(layer(x[:1, :, 0, 0])[:, 6:], torch.zeros(1, 5))  # alone, a sample is close to nobody
     y.square().sum().backward()
     assert layer.T.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("upsample", "downsample"), ((False, False), (True, False), (False, True)))
+def test_modulated_convolution_with_what_follows_it(upsample, downsample):
+    layer = gk.nn.ModulatedConv2d(6, 5, 3, 7, upsample=upsample, downsample=downsample)
+    x, latents, bias = torch.randn(2, 6, 8, 8), torch.randn(2, 7), torch.randn(5)
+    y = layer(x, latents)
+    assert y.shape == (2, 5, *2 * [16 if upsample else 4 if downsample else 8])
+    if not upsample and not downsample:  # demodulated: noise keeps its variance
+        assert 0.9 < layer(torch.randn(8, 6, 32, 32), torch.randn(8, 7)).std().item() < 1.1
+    noise = torch.randn(2, 1, *y.shape[2:])
+    fused = layer(x, latents, noise=noise, bias=bias, act="lrelu")
+    torch.testing.assert_close(fused, gk.reference.bias_act(y + noise, bias, act="lrelu"), rtol=1e-4, atol=1e-5)
+    fused.square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in layer.parameters())
+
+
+def test_leaky_relu_with_its_bias():
+    layer, x = gk.nn.FusedLeakyReLU(3, negative_slope=0.1, scale=2.0), torch.randn(2, 3, 4)
+    torch.nn.init.normal_(layer.bias)
+    torch.testing.assert_close(layer(x), 2 * F.leaky_relu(x + layer.bias[:, None], 0.1))
+    assert not list(gk.nn.FusedLeakyReLU(3, bias=False).parameters())

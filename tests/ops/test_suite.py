@@ -43,11 +43,15 @@ def double(args):
     return [a.double() if isinstance(a, torch.Tensor) else a for a in args]
 
 
+def relative_error(got, want):
+    """The largest error, of the largest value."""
+    return (got.double() - want.double()).abs().max().item() / max(1e-30, want.abs().max().item()) if got.numel() else 0.0
+
+
 def assert_close(got, want, tolerance):
     assert got.shape == want.shape
-    if got.numel():
-        error, largest = (got.double() - want.double()).abs().max().item(), want.abs().max().item()
-        assert error <= tolerance * max(1e-30, largest), f"error {error}, largest value {largest}"
+    error = relative_error(got, want)
+    assert error <= tolerance, f"error {error:.3g} of the largest value, {tolerance:.3g} allowed"
 
 
 def every(name, values, ids=None):
@@ -66,8 +70,10 @@ def test_values(spec, dtype, layout, device, poisoned_empty):
         args = inputs_of(spec, size, dtype, device, layout)
         before = [a.clone() if isinstance(a, torch.Tensor) else a for a in args]
         got, want = as_tuple(spec.op(*args)), as_tuple(spec.reference(*double(args)))
-        for g, w in zip(got, want, strict=True):
-            assert_close(g, w, TOLERANCE[dtype])
+        # the order in which a product of matrices is summed is the processor's
+        plain = as_tuple(spec.reference(*args)) if spec.stock_products else want
+        for g, w, p in zip(got, want, plain, strict=True):
+            assert_close(g, w, max(TOLERANCE[dtype], 4 * relative_error(p, w)))
         for a, b in zip(args, before):
             assert not isinstance(a, torch.Tensor) or torch.equal(a, b), "an input was written to"
 

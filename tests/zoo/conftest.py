@@ -12,6 +12,7 @@ TINY = {
     "wgan": dict(width=4, long_critic_steps=7, long_first=1, long_every=4),
     "wgan-gp": dict(width=4),
     "sngan": dict(width=4),
+    "r3gan": dict(width=4),
 }
 """Options that make each variant quick, and visit both phases of WGAN's schedule within a few steps."""
 

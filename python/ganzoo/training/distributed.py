@@ -39,6 +39,8 @@ def join(device):
 
 def leave():
     if dist.is_available() and dist.is_initialized():
+        # gloo's threads let go of the last exchange's tensors, for which they need an interpreter that is not ending
+        dist.barrier()
         dist.destroy_process_group()
 
 

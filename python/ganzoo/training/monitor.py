@@ -4,6 +4,7 @@ import json
 import time
 from pathlib import Path
 
+from ganzoo.files import write_atomically
 from ganzoo.plots import label
 
 METRICS, LOG, TENSORBOARD = "metrics.jsonl", "log.txt", "tensorboard"
@@ -21,6 +22,10 @@ def read_metrics(folder):
         except json.JSONDecodeError:
             break
     return records
+
+
+def _line(record):
+    return json.dumps(record) + "\n"
 
 
 class Monitor:
@@ -78,13 +83,8 @@ class Monitor:
         if self._file:
             self._file.close()
         self.records = [record for record in self.records if record["step"] <= step]
-        self._file = open(self._folder / METRICS, "w")
-        for record in self.records:
-            self._write(record)
-        self._file.flush()
-
-    def _write(self, record):
-        self._file.write(json.dumps(record) + "\n")
+        write_atomically(self._folder / METRICS, "".join(map(_line, self.records)).encode())
+        self._file = open(self._folder / METRICS, "a")
 
     def seconds(self):
         """Seconds of training, those before a resume included."""
@@ -101,7 +101,7 @@ class Monitor:
     def log(self, step, values):
         """Record the figures of a step, numbers by name."""
         self.records.append({"step": step, "seconds": round(self.seconds(), 3), **values})
-        self._write(self.records[-1])
+        self._file.write(_line(self.records[-1]))
         self._file.flush()
         if self._tensorboard:
             for name, value in values.items():

@@ -100,11 +100,15 @@ def _bwd_inputs(act, sides, **more):
 def _bwd_bwd_reference(v, v_scale, v_noise, v_b, grad, saved, scale, noise, b, *numbers):
     from_y = bias_act._keeps_y(scale, *numbers[:2])
     with torch.enable_grad():
-        leaves = [None if t is None else t.detach().requires_grad_() for t in (grad, saved, scale, noise, b)]
+        leaves = [
+            t if t is None or t.requires_grad else t.detach().requires_grad_() for t in (grad, saved, scale, noise, b)
+        ]
         moved = [(o, w) for o, w in zip(_bwd_reference(*leaves, *numbers), (v, v_scale, v_noise, v_b)) if w is not None]
         asked = [t for i, t in enumerate(leaves) if t is not None and (i < 2 or not from_y)]
         outputs, vectors = zip(*moved)
-        gradients = iter(torch.autograd.grad(outputs, asked, vectors, allow_unused=True, materialize_grads=True))
+        gradients = iter(torch.autograd.grad(
+            outputs, asked, vectors, allow_unused=True, materialize_grads=True, create_graph=torch.is_grad_enabled()
+        ))  # fmt: skip
     return tuple(next(gradients) if t is not None and (i < 2 or not from_y) else v.new_empty(0)
                  for i, t in enumerate(leaves))  # fmt: skip
 
@@ -207,7 +211,7 @@ SPECS = [
                 0,
                 *(i for i, names in enumerate((("scale",), ("noise", "shared"), ("b",)), 1) if set(names) & set(sides)),
             ),
-            second_order=name == "lrelu",
+            second_order="lrelu" in name,
             shapes=_SHAPES,
         )
         for name, act, sides, differentiable, more in (
@@ -224,14 +228,16 @@ SPECS = [
             _bwd_bwd_reference,
             _bwd_bwd_inputs(act, sides, v_sides, **more),
             (0, 4, 5),
-            (),
-            outputs=(0,),
+            differentiable,
+            outputs=(0, 1, 2) if differentiable else (0,),
             shapes=_SHAPES,
         )
-        for name, act, sides, v_sides, more in (
-            ("tanh", "tanh", ("noise", "b"), ("noise", "b"), {"clamp": 1.5}),
-            ("all_lrelu", "lrelu", _ALL, ("scale",), {}),
-            ("all_swish", "swish", ("scale", "shared", "b"), ("scale", "shared", "b"), {"clamp": 1.5}),
+        for name, act, sides, v_sides, differentiable, more in (
+            ("tanh", "tanh", ("noise", "b"), ("noise", "b"), (), {"clamp": 1.5}),
+            ("all_lrelu", "lrelu", _ALL, ("scale",), (0, 1, 4, 5, 6), {}),
+            ("all_relu", "relu", _ALL, _ALL, (0, 1, 2, 3, 4, 5, 6), {"clamp": 1.5}),
+            ("falling_lrelu", "lrelu", ("noise", "b"), ("noise", "b"), (0, 2, 3), {"alpha": -0.3}),
+            ("all_swish", "swish", ("scale", "shared", "b"), ("scale", "shared", "b"), (), {"clamp": 1.5}),
         )
     ),
 ]

@@ -28,8 +28,8 @@ def _reference(x, tanh_form):
 def _slope(x, tanh_form):
     if tanh_form:
         c = math.sqrt(2 / math.pi)
-        t = torch.tanh(c * (x + 0.044715 * x**3))
-        return (1 + t) / 2 + x / 2 * (1 - t * t) * c * (1 + 3 * 0.044715 * x * x)
+        u = c * (x + 0.044715 * x**3)  # sigmoid and cosh are exact in the tails, where 1 - tanh² cancels
+        return torch.sigmoid(2 * u) + x / 2 * torch.cosh(u) ** -2 * c * (1 + 3 * 0.044715 * x * x)
     return torch.special.ndtr(x) + x * torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)
 
 
