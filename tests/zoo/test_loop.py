@@ -196,7 +196,7 @@ def test_gradients_of_the_parts_of_a_batch_add_up(parts):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("name", ["gan", "wgan-gp", "sngan"])
+@pytest.mark.parametrize("name", ["gan", "wgan-gp", "sngan", "r3gan"])
 def test_lower_precision_trains_alike(precision, name, images):
     variant = ganzoo.create(name, width=4, latent=8, batch=16)
     full, low = Trainer(variant, images), Trainer(variant, images, precision=precision)
@@ -215,7 +215,7 @@ def test_fp16_skips_a_step_whose_gradients_overflow():
     assert trainer._scalers["discriminator"].get_scale() == 2.0**125
 
 
-@pytest.mark.parametrize("name", ["wgan-gp", "sngan"])
+@pytest.mark.parametrize("name", ["wgan-gp", "sngan", "r3gan"])
 def test_compiled_losses_train_alike_and_resume(name, images):
     variant = ganzoo.create(name, width=2, latent=4, batch=4)
     eager, compiled = Trainer(variant, images), Trainer(variant, images, compile="aot_eager")
