@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 
 from .._registration import register
-from .._triton import is_dense
+from .._triton import fake_like, is_dense
 
 _op = torch.ops.gankernels
 
@@ -38,7 +38,7 @@ def reference(
 
 
 def _like(weights):
-    return [torch.empty_like(w if is_dense(w) else w.contiguous()) for w in weights]
+    return [fake_like(w if is_dense(w) else w.contiguous()) for w in weights]
 
 
 def _power_iteration_fake(weights, u, v, dims, iterations, eps):
