@@ -3,14 +3,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, seed, settings
-from hypothesis import strategies as st
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import gankernels as gk
 from tests.ops.test_fast_double_backward import ConvolutionCalls, convolutions_of_compiled, critic
 from tests.ops.test_penalties import CRITICS, batch
+
+pytest.importorskip("hypothesis")
+from hypothesis import HealthCheck, given, seed, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
 
 GAMMA = 3.0
 
