@@ -30,6 +30,7 @@ BENCHMARKS = [
     ("test_regularized_loss.py", "not compiled"),
     ("test_spectral_norm.py", "not compiled"),
     ("test_weights.py", ""),
+    ("test_modulated_conv2d.py", "not compiled"),
     ("test_ops.py", ""),
     ("test_steps.py", ""),
     ("test_ganzoo.py", ""),
@@ -37,6 +38,7 @@ BENCHMARKS = [
     ("test_gradient_penalty.py", "compiled"),
     ("test_regularized_loss.py", "compiled"),
     ("test_spectral_norm.py", "compiled"),
+    ("test_modulated_conv2d.py", "compiled"),
 ]
 DRY_BENCHMARKS = [
     ("test_gradient_penalty.py", "digits and not compiled"),

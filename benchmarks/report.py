@@ -28,6 +28,7 @@ TITLES = {
     "test_ganzoo.py": "A generator step of `ganzoo train` on digits",
     "test_spectral_norm.py": "Spectral normalisation",
     "test_weights.py": "Weight clipping and optimisers",
+    "test_modulated_conv2d.py": "Layers of modulated convolution, forward and backward",
     "test_ops.py": "Ops at the shapes of real networks",
     "test_latency.py": "What a new process waits for",
 }

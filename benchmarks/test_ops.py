@@ -9,7 +9,6 @@ On a CPU an output beyond 32 MB comes from the system page by page, at every cal
 `fresh_pages`. `reused_pages` lets the allocator keep what was freed, as a GPU's caching allocator always does.
 """
 
-import ctypes
 import itertools
 import math
 
@@ -20,20 +19,11 @@ from tests.ops.specs import SPECS, TOLERANCE
 from tests.ops.test_suite import as_tuple, in_layout, with_grad
 
 from . import peers
-from .harness import OURS, Workload, assert_accurate, case, copy_of, nbytes, rotated
+from .harness import OURS, Workload, assert_accurate, case, copy_of, keep_pages, nbytes, rotated
 
 MEASURED = {spec.name: spec for spec in SPECS if spec.real}
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
 FORWARD, FIRST, SECOND = MODES = ("forward", "forward_backward", "second_order")
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-
-
-def keep_pages(keep: bool):
-    """Whether glibc's malloc keeps large blocks that were freed, instead of returning them to the system."""
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_M_MMAP_MAX, 0 if keep else 65536)
-    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1 if keep else 128 << 10)
 
 
 def differentiated(op, spec, mode):
