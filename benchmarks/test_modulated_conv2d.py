@@ -12,10 +12,12 @@ import torch.nn.functional as F
 
 import gankernels as gk
 
+from . import stock
 from .harness import FLOOR, OURS, Workload, assert_accurate, case, keep_pages, rotated
 
 # name: batch, channels in and out, side of the image that comes in, up
 LAYERS = {
+    "512_8": (8, 512, 512, 8, 1),
     "512_16": (4, 512, 512, 16, 1),
     "512_32": (2, 512, 512, 32, 1),
     "256_64": (2, 256, 256, 64, 1),
@@ -24,48 +26,21 @@ LAYERS = {
     "up_512_32": (4, 512, 512, 16, 2),
     "up_128_128": (2, 256, 128, 64, 2),
 }
-CLAMP = 256.0
 
 
-def ours(x, weight, styles, noise, bias, up, f):
-    return gk.modulated_conv2d(
-        x, weight, styles, noise=noise, bias=bias, act="lrelu", clamp=CLAMP, up=up, padding=1, resample_filter=f, flip_weight=up == 1
-    )
+def layer_of(modulated_conv2d):
+    def layer(x, weight, styles, noise, bias, up, f):
+        return modulated_conv2d(
+            x, weight, styles, noise=noise, bias=bias, act="lrelu", clamp=256.0, up=up, padding=1, resample_filter=f, flip_weight=up == 1
+        )  # fmt: skip
 
-
-def convolved(x, weight, up, f, groups=1):
-    """In plain PyTorch: zeros are inserted by a transposed convolution, a depthwise one is the filter."""
-    if up == 1:
-        return F.conv2d(x, weight, padding=1, groups=groups)
-    o, i = weight.shape[0] // groups, weight.shape[1]
-    weight = weight.reshape(groups, o, i, 3, 3).transpose(1, 2).reshape(groups * i, o, 3, 3)
-    y = F.conv_transpose2d(x, weight, stride=2, groups=groups)
-    return gk.reference.upfirdn2d(y, f, padding=1, gain=4)
-
-
-def activated(y, noise, bias):
-    y = F.leaky_relu(y + noise + bias.to(y.dtype).reshape(1, -1, 1, 1), 0.2) * math.sqrt(2)
-    return y.clamp(-CLAMP, CLAMP)
-
-
-def grouped(x, weight, styles, noise, bias, up, f):
-    n, o = x.shape[0], weight.shape[0]
-    w = weight * styles[:, None, :, None, None]
-    w = w * (w.square().sum((2, 3, 4), keepdim=True) + 1e-8).rsqrt()
-    y = convolved(x.reshape(1, -1, *x.shape[2:]), w.flatten(0, 1).to(x.dtype), up, f, n)
-    return activated(y.reshape(n, o, *y.shape[2:]), noise, bias)
-
-
-def scaled(x, weight, styles, noise, bias, up, f):
-    coefficients = (styles.square() @ weight.square().sum((2, 3)).mT + 1e-8).rsqrt()
-    y = convolved(x * styles[:, :, None, None].to(x.dtype), weight.to(x.dtype), up, f)
-    return activated(y * coefficients[:, :, None, None].to(x.dtype), noise, bias)
+    return layer
 
 
 def bare(x, weight, styles, noise, bias, up, f):
     if up == 1:
         return F.conv2d(x, weight.to(x.dtype), padding=1)
-    return gk.conv2d_resample(x, weight.to(x.dtype), f, up, padding=1, flip_weight=False)
+    return gk.conv2d_resample(x, weight, f, up, padding=1, flip_weight=False)
 
 
 def prepare(device, layer, layout, dtype):
@@ -77,9 +52,10 @@ def prepare(device, layer, layout, dtype):
     def make():
         x = torch.randn(n, i, side, side, device=device, dtype=dtype).to(memory_format=memory_format)
         weight = torch.randn(o, i, 3, 3, device=device) / math.sqrt(9 * i)
-        sides = torch.randn(n, i, device=device) + 1, 0.1 * torch.randn(n, 1, *out.shape[2:], device=device), torch.randn(o, device=device)
+        styles, bias = torch.randn(n, i, device=device) + 1, torch.randn(o, device=device)
+        noise = 0.1 * torch.randn(n, 1, *out.shape[2:], device=device)
         grad = torch.randn_like(out).to(memory_format=memory_format)
-        return [t.requires_grad_() for t in (x, weight, *sides)], grad
+        return [t.requires_grad_() for t in (x, weight, styles, noise, bias)], grad
 
     inputs = rotated(make, device)
 
@@ -91,9 +67,15 @@ def prepare(device, layer, layout, dtype):
 
         return call
 
-    forms = {OURS: ours, "stock_grouped": grouped, "stock_scaled": scaled, FLOOR: bare}
+    scaled = layer_of(stock.modulated_conv2d)
+    forms = {
+        OURS: layer_of(gk.modulated_conv2d),
+        "stock_grouped": layer_of(stock.grouped_modulated_conv2d),
+        "stock_scaled": scaled,
+        "stock_scaled_compiled": torch.compile(scaled, dynamic=False),
+        FLOOR: bare,
+    }
     calls = {name: differentiated(form) for name, form in forms.items()}
-    calls["stock_scaled_compiled"] = differentiated(torch.compile(scaled, dynamic=False))
 
     def check():
         args, grad = inputs[0]
@@ -110,7 +92,7 @@ def prepare(device, layer, layout, dtype):
     return Workload({name: rotating(call) for name, call in calls.items()}, check, goals=goals)
 
 
-@case(OURS, "stock_grouped", "stock_scaled", FLOOR, layer=("512_16", "256_64", "128_128", "up_128_128"))
+@case(OURS, "stock_grouped", "stock_scaled", FLOOR, layer=("512_8", "512_16", "256_64", "128_128", "up_128_128"))
 def test_modulated_conv2d(device, layer):
     return prepare(device, layer, "nchw", torch.float32)
 

@@ -159,7 +159,7 @@ def modulated_conv2d(
         if x.element_size() == 2:
             wide, styles = _without_overflow(wide, styles)
             weight = wide
-        coefficients = (styles.square() @ wide.square().sum((2, 3)).mT + _EPS).rsqrt()
+        coefficients = (styles.square() @ _op.sum_of_squares(wide).mT + _EPS).rsqrt()
     scale = styles if input_gain is None else styles * input_gain
     y = _op.bias_act(x, scale, None, None, *_IDENTITY)
     y = resampled(y, weight.to(x.dtype), f, up, down, padding, 1, flip_weight, False)
