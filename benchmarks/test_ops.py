@@ -140,6 +140,11 @@ def test_ops_full(device, **combination):
     return prepare(device, **combination)
 
 
+@case(OURS, "stock", "stock_compiled", "floor", tier="full", combinations=[c for c in ALL if is_quick(c)])
+def test_ops_compiled_full(device, **combination):
+    return prepare(device, **combination)
+
+
 @case(OURS, "stock", "floor", tier="full", combinations=[c for c in ALL if makes_fresh_pages(c)])
 def test_ops_fresh_pages(device, **combination):
     if device == "cuda":
