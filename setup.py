@@ -1,7 +1,8 @@
 """Builds two extensions against the PyTorch that is already installed.
 
 `gankernels._C`         the kernels: C++ (and CUDA, when possible) against PyTorch's stable ABI, so one binary serves 2.10 and newer.
-`gankernels._autograd`  the C++ autograd nodes of `fast_double_backward`: ordinary libtorch code, tied to the PyTorch it was built with.
+`gankernels._autograd`  the C++ autograd nodes of `fast_double_backward`, and what takes hundreds of tensors in a call: ordinary libtorch
+                        code, tied to the PyTorch it was built with.
 
 Environment: GANKERNELS_CUDA=auto|0|1 (auto: when nvcc and a CUDA build of PyTorch are there), DEBUG=1, MAX_JOBS, CXX,
 TORCH_CUDA_ARCH_LIST.
@@ -77,6 +78,8 @@ def build():
     cxx += ["-fno-math-errno", "-fno-trapping-math"]
     stable = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
     headers = sources("csrc/**/*.h", "csrc/**/*.cuh")
+    of_lists = ["csrc/cpu/clip_weights.cpp"]
+    stable_sources = [source for source in sources("csrc/*.cpp", "csrc/cpu/*.cpp") if source not in of_lists]
     kernels = dict(name="gankernels._C", depends=headers, py_limited_api=True)
     compile_args = {"cxx": cxx + stable}
     if wants_cuda(torch, cpp_extension.CUDA_HOME):
@@ -86,13 +89,13 @@ def build():
         # PyTorch's build helper takes away the conversions of float16 and bfloat16 that the kernels are written with
         compile_args["nvcc"] += ["-U__CUDA_NO_HALF_CONVERSIONS__", "-U__CUDA_NO_BFLOAT16_CONVERSIONS__"]
         extension = cpp_extension.CUDAExtension
-        kernels["sources"] = sources("csrc/*.cpp", "csrc/cpu/*.cpp", "csrc/cuda/*.cu")
+        kernels["sources"] = [*stable_sources, *sources("csrc/cuda/*.cu")]
     else:
         extension = cpp_extension.CppExtension
-        kernels["sources"] = sources("csrc/*.cpp", "csrc/cpu/*.cpp")
+        kernels["sources"] = stable_sources
     autograd = cpp_extension.CppExtension(
         name="gankernels._autograd",
-        sources=sources("csrc/autograd/*.cpp"),
+        sources=sources("csrc/autograd/*.cpp") + of_lists,
         extra_compile_args={"cxx": cxx + [f'-DGANKERNELS_BUILT_FOR="{torch.__version__}"']},
     )
     extensions: list[Extension] = [extension(**kernels, extra_compile_args=compile_args), autograd]

@@ -1,16 +1,17 @@
-"""Public code to compare with, from checkouts named on the command line: `pytest benchmarks --peer stylegan3=PATH`.
+"""Public code to compare with: installed packages, and checkouts named on the command line, `pytest benchmarks --peer stylegan3=PATH`.
 
-Nothing of a peer is part of this repository. An entry of the op suite names, under `peers`, the module and the function of a peer that
-take the op's arguments, and what it wants beyond them.
+Nothing of a peer is part of this repository. An entry of the op suite names, under `peers`, the module and the function of a peer, and
+how it is called with the op's arguments.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import sys
 
-KNOWN = ("stylegan3",)
+KNOWN = ("stylegan3", "mmcv")
 CHECKOUTS: dict[str, str] = {}
 
 
@@ -24,14 +25,15 @@ def add(option: str):
 
 def names(spec) -> list[str]:
     """The peers that have this op and are here."""
-    return [name for name in spec.peers if name in CHECKOUTS]
+    return [name for name in spec.peers if name in CHECKOUTS or importlib.util.find_spec(name) is not None]
 
 
 def form(spec, name: str):
     """The peer's form of the op."""
-    module, function, more = spec.peers[name]
-    sys.path.insert(0, CHECKOUTS[name])
+    module, function, call = spec.peers[name]
+    path = [CHECKOUTS[name]] if name in CHECKOUTS else []
+    sys.path[:0] = path
     try:
-        return functools.partial(getattr(importlib.import_module(module), function), **more)
+        return functools.partial(call, getattr(importlib.import_module(module), function))
     finally:
-        sys.path.pop(0)
+        del sys.path[: len(path)]

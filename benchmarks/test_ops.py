@@ -2,7 +2,8 @@
 
 op × shape × dtype × layout × mode, where a mode is forward, forward_backward (the first derivative, from the outputs' gradients) or
 second_order (the derivative of that derivative, in everything it depends on). Stock is the op's reference in plain PyTorch, the
-form that code without a kernel has, eager and compiled; peers join where they are named (`--peer`). The floor is a copy of as many
+form that code without a kernel has, or PyTorch's own op, and then the reference is measured too; eager and compiled. Peers join
+where they are installed or named (`--peer`). The floor is a copy of as many
 bytes as inputs and outputs have, each once.
 
 On a CPU an output beyond 32 MB comes from the system page by page, at every call, and that can outweigh the arithmetic:
@@ -15,13 +16,30 @@ import math
 import pytest
 import torch
 
+import gankernels as gk
 from tests.ops.specs import SPECS, TOLERANCE
+from tests.ops.specs.spec import Spec, randn
 from tests.ops.test_suite import as_tuple, in_layout, with_grad
 
 from . import peers
 from .harness import OURS, Workload, assert_accurate, case, copy_of, keep_pages, nbytes, rotated
 
-MEASURED = {spec.name: spec for spec in SPECS if spec.real}
+
+def image_and_points(shape, dtype, device):
+    """As many points as pixels: inside, at the border and, by up to a whole image, outside."""
+    n, _, h, w = shape
+    return randn(shape, dtype, device), 0.8 * randn((n, h, w, 2), dtype, device), "zeros", False
+
+
+def stock_grid_sample(x, grid, padding_mode, align_corners):
+    return torch.nn.functional.grid_sample(x, grid, "bilinear", padding_mode, align_corners)
+
+
+# Not an entry of the suite, since it rounds as stock does, which depends on the size of the image, and calls stock's op.
+GRID_SAMPLE = Spec("grid_sample", gk.grid_sample, gk.reference.grid_sample, image_and_points, (0,), (0, 1),
+                   real={"ada256": (8, 3, 256, 256)}, stock=stock_grid_sample, stock_orders=1)  # fmt: skip
+
+MEASURED = {spec.name: spec for spec in [*SPECS, GRID_SAMPLE] if spec.real}
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
 FORWARD, FIRST, SECOND = MODES = ("forward", "forward_backward", "second_order")
 
@@ -70,11 +88,14 @@ def in_double(tree):
     return torch.utils._pytree.tree_map(double, tree)
 
 
+def stock_of(spec, mode):
+    return spec.reference if spec.stock is None or (mode == SECOND and spec.stock_orders < 2) else spec.stock
+
+
 def prepare(device, op, shape, dtype, layout, mode, fresh_pages=False):
     spec = MEASURED[op]
     inputs = rotated(lambda: make_inputs(spec, shape, dtype, device, layout, mode), device)
-    ours, stock = (differentiated(function, spec, mode) for function in (spec.op, spec.stock or spec.reference))
-    exact = differentiated(spec.reference, spec, mode)
+    ours, stock, exact = (differentiated(form, spec, mode) for form in (spec.op, stock_of(spec, mode), spec.reference))
     results = ours(*inputs[0])
     args, grads, tangents = inputs[0]
     # what comes in and what goes out; a derivative reads the arguments again
@@ -88,8 +109,8 @@ def prepare(device, op, shape, dtype, layout, mode, fresh_pages=False):
         if device == "cpu":
             keep_pages(not fresh_pages)
 
-    compiled = differentiated(torch.compile(spec.stock or spec.reference, dynamic=False), spec, mode)
-    variants = {OURS: rotating(ours), "stock": rotating(stock), "stock_compiled": rotating(compiled)}
+    compiled = differentiated(torch.compile(stock_of(spec, mode), dynamic=False), spec, mode)
+    variants = {OURS: rotating(ours), "stock": rotating(stock), "stock_compiled": rotating(compiled), "reference": rotating(exact)}
     for name in peers.names(spec):
         variants[name] = rotating(differentiated(peers.form(spec, name), spec, mode))
     variants["floor"] = copy_of(size, device, nbytes(results) if fresh_pages else 0)
@@ -98,11 +119,14 @@ def prepare(device, op, shape, dtype, layout, mode, fresh_pages=False):
 
 
 def combinations():
+    """Of the first shape every dtype in every layout, of the others float32 as it comes and bfloat16 as it trains best."""
     for spec in MEASURED.values():
         modes = MODES if spec.second_order else (FORWARD, FIRST)
-        for name, shape in spec.real.items():
-            layouts = ("contiguous", "channels_last") if len(shape) == 4 else ("contiguous",)
-            for dtype, layout, mode in itertools.product(("float32", "bfloat16"), layouts, modes):
+        for number, (name, shape) in enumerate(spec.real.items()):
+            best = "channels_last" if len(shape) == 4 else "contiguous"
+            usual = {("float32", "contiguous"): None, ("bfloat16", best): None}
+            further = {("float32", best): None, ("bfloat16", "contiguous"): None} if number == 0 else {}
+            for (dtype, layout), mode in itertools.product(usual | further, modes):
                 yield {"op": spec.name, "shape": name, "dtype": dtype, "layout": layout, "mode": mode}
 
 
@@ -122,9 +146,12 @@ def the_peers(combination):
     return peers.names(MEASURED[combination["op"]])
 
 
-def compiled_and_peers(combination):
+def further_variants(combination):
     """A compiled function is differentiated once only."""
-    return (*(["stock_compiled"] if combination["mode"] != SECOND else []), *the_peers(combination))
+    mode, spec = combination["mode"], MEASURED[combination["op"]]
+    compiled = ["stock_compiled"] if mode != SECOND else []
+    reference = ["reference"] if stock_of(spec, mode) is not spec.reference else []
+    return *compiled, *reference, *peers.names(spec)
 
 
 ALL = list(combinations())
@@ -135,7 +162,7 @@ def test_ops(device, **combination):
     return prepare(device, **combination)
 
 
-@case(OURS, "stock", "floor", tier="full", combinations=[c for c in ALL if not is_quick(c)], extra=compiled_and_peers)
+@case(OURS, "stock", "floor", tier="full", combinations=[c for c in ALL if not is_quick(c)], extra=further_variants)
 def test_ops_full(device, **combination):
     return prepare(device, **combination)
 

@@ -85,19 +85,20 @@ class FlatMemory {
 
 // body(tensor, begin, end) for every chunk of every tensor. Threads get equal shares of the elements of all tensors
 // together, and whole chunks: two hundred tiny tensors are one pass, a large one is split, and results do not depend on
-// the split. `grain` elements are worth a thread.
+// the split. `grain` elements are worth a thread. A thread has a body of its own, which may keep something from chunk to chunk.
 template <class Body>
 void for_each_tensor_chunk(const std::vector<int64_t>& numels, int64_t grain, const Body& body) {
   std::vector<int64_t> starts(numels.size() + 1, 0);
   for (size_t t = 0; t < numels.size(); ++t) starts[t + 1] = starts[t] + numels[t];
   if (starts.back() == 0) return;
   torch::stable::parallel_for(0, starts.back(), grain, [&](int64_t first, int64_t last) {
+    Body own = body;
     // chunks that start within [first, last)
     size_t t = std::upper_bound(starts.begin(), starts.end(), first) - starts.begin() - 1;
     for (; t < numels.size() && starts[t] < last; ++t) {
       int64_t begin = first <= starts[t] ? 0 : chunks_of(first - starts[t]) * kChunk;
       for (; begin < numels[t] && starts[t] + begin < last; begin += kChunk) {
-        body(t, begin, std::min(begin + kChunk, numels[t]));
+        own(t, begin, std::min(begin + kChunk, numels[t]));
       }
     }
   });

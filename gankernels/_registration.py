@@ -71,7 +71,9 @@ def refuse_derivative(name: str):
     return backward
 
 
-def register(name: str, *, fake, backward=None, setup_context=None, cuda=None, mutates=False, partly=False) -> None:
+def register(
+    name: str, *, fake, backward=None, setup_context=None, cuda=None, mutates=False, partly=False, keeps_rows=False
+) -> None:
     """Completes the op `gankernels::name`, whose schema and CPU kernel are in C++.
 
     fake           output metadata from input metadata; strides as the kernels return them
@@ -80,11 +82,14 @@ def register(name: str, *, fake, backward=None, setup_context=None, cuda=None, m
     cuda           Triton launcher; None when the CUDA kernel is C++
     mutates        an in-place op without outputs to differentiate
     partly         the derivative raises for some arguments: the table of orders does not count it
+    keeps_rows     samples, rows along dimension 0, do not see each other: `regularized_scores` may share passes through the op
     """
     qualified = f"gankernels::{name}"
     torch.library.register_fake(qualified, fake)
     if not mutates:
         torch.library.register_autograd(qualified, backward or refuse_derivative(name), setup_context=setup_context)
+    if keeps_rows:
+        torch.ops.gankernels.declare_keeps_rows(f"GeneratedBackwardFor_gankernels_{name}_defaultBackward")
     if cuda is not None:
         torch.library.impl(qualified, "CUDA", cuda)
     has_cuda = cuda is not None or torch._C._dispatch_has_kernel_for_dispatch_key(qualified, "CUDA")

@@ -149,7 +149,7 @@ std::string obstacle(Node& node, size_t input) {
   const auto name = node.name();
   if (const auto rule = rules().find(name); rule != rules().end()) return rule->second(pass) ? "" : mixes;
   const std::lock_guard lock(declared_mutex);
-  if (declared.count(name)) return pass.in[0] == pass.out[0] ? "" : mixes;
+  if (declared.count(name)) return same_rows(pass) ? "" : mixes;
   return "is not known";
 }
 

@@ -35,7 +35,8 @@ struct FoldsWeights {
   virtual ~FoldsWeights() = default;
 };
 
-// Declares that stock or registered nodes of this name keep rows: in and out then have the same size in dimension 0.
+// Declares that stock or registered nodes of this name keep rows: from an input with as many dimensions and rows as the output. What has
+// another shape, a bias say, is trusted only where it does not depend on the critic's input.
 void declare_keeps_rows(const std::string& node_name);
 
 struct Step {

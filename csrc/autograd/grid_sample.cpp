@@ -5,8 +5,11 @@
 //   grid(g, x, p) the gradient in p, linear in g and in x: given u, the gradient arriving at it, its derivatives are those of
 //   <g, T(x, p, u)>, where T is the derivative of S along u. T is four gathers of stock, which differentiate by themselves.
 #include <ATen/ATen.h>
+#include <c10/util/Type.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
+
+#include "fold.h"
 
 namespace {
 
@@ -208,5 +211,6 @@ Tensor grid_sample(const Tensor& x, const Tensor& grid, int64_t padding_mode, bo
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(gankernels, m) {
+  gk::declare_keeps_rows(c10::demangle(typeid(torch::autograd::CppNode<GridSample>).name()));
   m.def("grid_sample(Tensor x, Tensor grid, int padding_mode, bool align_corners) -> Tensor", grid_sample);
 }

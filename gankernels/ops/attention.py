@@ -53,7 +53,7 @@ def _bwd_bwd_fake(vq, vk, vv, grad, q, k, v, causal, scale):
     return tuple(t.new_empty(t.shape) for t in (grad, q, k, v))
 
 
-register("attention", fake=_fake, backward=_backward, setup_context=_setup_context)
+register("attention", fake=_fake, backward=_backward, setup_context=_setup_context, keeps_rows=True)
 register("attention_bwd", fake=_bwd_fake, backward=_bwd_backward, setup_context=_setup_context)
 register("attention_bwd_bwd", fake=_bwd_bwd_fake)
 

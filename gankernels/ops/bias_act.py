@@ -662,7 +662,9 @@ def _bwd_bwd_fake(v, v_scale, v_noise, v_b, grad, saved, scale, noise, b, act, a
     return torch.empty_like(out), torch.empty_like(out), *_empty_sides(saved, scale, noise, b)
 
 
-register("bias_act", fake=_fake, backward=_backward, setup_context=_setup_context, cuda=_bias_act_triton)
+register(
+    "bias_act", fake=_fake, backward=_backward, setup_context=_setup_context, cuda=_bias_act_triton, keeps_rows=True
+)
 register(
     "bias_act_bwd", fake=_bwd_fake, backward=_bwd_backward, setup_context=_bwd_setup_context, cuda=_bias_act_bwd_triton
 )

@@ -65,11 +65,8 @@ def clip_weights_(module_or_tensors: torch.nn.Module | Iterable[torch.Tensor], c
     if not weights:
         return
     try:
-        with torch.no_grad():
-            _op.clip_weights_(weights, c)
+        _op.clip_weights_.default(weights, c)
     except (RuntimeError, TypeError):
         # The kernel makes the same checks before it modifies anything, and faster; here the error gets its type.
         check_weights("clip_weights_", "weights", weights)
         raise
-    if not torch.compiler.is_compiling():
-        torch.autograd.graph.increment_version(weights)

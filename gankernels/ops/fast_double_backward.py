@@ -335,11 +335,6 @@ def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False
     return attend(query, key, value, is_causal, scale)
 
 
-# Their samples, or heads, do not see each other: loss and penalty can share a backward through them.
-for _name in ("attention", "bias_act", "gelu"):
-    _op.declare_keeps_rows(f"GeneratedBackwardFor_gankernels_{_name}_defaultBackward")
-
-
 def _kernels(x):
     return x.device.type in ("cpu", "cuda") and x.is_floating_point() and x.numel() > 0
 

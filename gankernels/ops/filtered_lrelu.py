@@ -115,7 +115,7 @@ def _bwd_backward(ctx, grad):
     return grad, *[None] * 11
 
 
-register("filtered_lrelu", fake=_fake, backward=_backward, setup_context=_setup_context)
+register("filtered_lrelu", fake=_fake, backward=_backward, setup_context=_setup_context, keeps_rows=True)
 register("filtered_lrelu_bwd", fake=_bwd_fake, backward=_bwd_backward, setup_context=_bwd_setup_context)
 
 

@@ -143,7 +143,9 @@ def _bwd_bwd_fake(grad_grad, grad, x, tanh_form):
     return torch.empty_like(_dense(x)), torch.empty_like(_dense(x))
 
 
-register("gelu", fake=_fake, backward=_backward, setup_context=_setup_context, cuda=_gelu_triton)
+register(
+    "gelu", fake=_fake, backward=_backward, setup_context=_setup_context, cuda=_gelu_triton, keeps_rows=True
+)
 register("gelu_bwd", fake=_bwd_fake, backward=_bwd_backward, setup_context=_setup_context, cuda=_gelu_bwd_triton)
 register("gelu_bwd_bwd", fake=_bwd_bwd_fake, cuda=_gelu_bwd_bwd_triton)
 

@@ -231,7 +231,7 @@ def channel_sums_kernel(
     product = tl.zeros((CHANNELS, SITES), tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32)
     plain = product
     for start in range(begin, end, SITES):
-        site = start + tl.arange(0, SITES)[None, :]
+        site = start + tl.arange(0, SITES)[None, :].to(tl.int64)
         sample = site // pixels
         inside = (channel < channels) & (site < end)
         if ROWS:

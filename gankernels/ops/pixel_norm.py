@@ -231,7 +231,9 @@ def _bwd_bwd_fake(grad_grad, grad, x, eps):
     return torch.empty_like(x), torch.empty_like(x)
 
 
-register("pixel_norm", fake=_fake, backward=_backward, setup_context=_setup_context, cuda=_pixel_norm_triton)
+register(
+    "pixel_norm", fake=_fake, backward=_backward, setup_context=_setup_context, cuda=_pixel_norm_triton, keeps_rows=True
+)
 register(
     "pixel_norm_bwd",
     fake=_bwd_fake,

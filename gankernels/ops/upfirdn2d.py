@@ -81,7 +81,7 @@ def _backward(ctx, grad):
     return grad, None, None, None, None, None, None
 
 
-register("upfirdn2d", fake=_fake, backward=_backward, setup_context=_setup_context)
+register("upfirdn2d", fake=_fake, backward=_backward, setup_context=_setup_context, keeps_rows=True)
 
 
 # --- public functions ---

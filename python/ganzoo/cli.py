@@ -117,17 +117,37 @@ def evaluate_command(
     distributed.leave()
 
 
-def reproduce_command(run: Annotated[str, Positional, arg(metavar="RUN")], runs: str = "runs"):
-    """Train a run's configuration again, in a new folder, and compare what comes out of it with the run.
+def reproduce_command(
+    what: Annotated[str, Positional, arg(metavar="WHAT")],
+    trials: int = 0,
+    steps: int = 0,
+    device: str = "cpu",
+    runs: str = "runs",
+):
+    """Train a run's configuration again and compare what comes out of it with the run; or train what a paper has printed the
+    figures of, and put both side by side.
 
     Args:
-        run: The folder of a run that has ended.
-        runs: Folder in which the new run's own folder is made.
+        what: The folder of a run that has ended, or the name of a published row; list for their names.
+        trials: Trainings of a published row, with different seeds; 0 for as many as were published.
+        steps: Generator steps of each; 0 for as many as were published.
+        device: Where a published row trains.
+        runs: Folder in which the new runs' own folders are made.
     """
-    from ganzoo.training.reproduce import reproduce
+    from ganzoo.published import PUBLISHED
+    from ganzoo.training.reproduce import published_rows, reproduce, reproduce_published
 
-    for line in reproduce(run, runs, shlex.join(["ganzoo", *sys.argv[1:]])):
-        print(line)
+    command = shlex.join(["ganzoo", *sys.argv[1:]])
+    for name, value in (("trials", trials), ("steps", steps)):
+        if value < 0 or (value and what not in PUBLISHED):
+            raise ArgumentError(name, "0, or at least 1 for a published row", value)
+    if what == "list":
+        lines = published_rows()
+    elif what in PUBLISHED:
+        lines = reproduce_published(what, runs, command, trials=trials, steps=steps, device=device)
+    else:
+        lines = reproduce(what, runs, command)
+    print(*lines, sep="\n")
 
 
 def plot_command(

@@ -61,3 +61,16 @@ def hinge_discriminator(real, fake):
 def hinge_generator(fake):
     """−E ℓ(G(z)). Source: Miyato et al. (2018), arXiv:1802.05957, eq. 17."""
     return -fake.mean()
+
+
+def relativistic_discriminator(real, fake):
+    """E log(1 + exp(ℓ(G(z)) − ℓ(x))) over pairs (x, z): each image is judged beside one of the other kind.
+
+    Source: Jolicoeur-Martineau (2018), arXiv:1807.00734, RpSGAN; Huang et al. (2024), arXiv:2501.05441, eq. 2.
+    """
+    return F.softplus(fake - real).mean()
+
+
+def relativistic_generator(real, fake):
+    """E log(1 + exp(ℓ(x) − ℓ(G(z)))). Source: as of `relativistic_discriminator`."""
+    return F.softplus(real - fake).mean()

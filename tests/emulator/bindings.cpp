@@ -345,7 +345,7 @@ PYBIND11_MODULE(gankernels_emulator, m) {
       .value("descending", emulator::Order::descending)
       .value("shuffled", emulator::Order::shuffled);
   m.def("set_order", [](emulator::Order order) { emulator::machine.order = order; });
-  m.def("set_first_block", [](uint64_t block) { emulator::machine.first_block = block; });
+  m.def("set_only_last_block", [](bool only) { emulator::machine.only_last_block = only; });
   m.def("set_shared_variables", [](const std::vector<std::pair<int64_t, size_t>>& offsets) {
     emulator::machine.shared_variables.clear();
     for (const auto& [offset, bytes] : offsets) {

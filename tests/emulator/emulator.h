@@ -240,7 +240,7 @@ inline constexpr size_t guard_bytes = 4096;
 
 struct Machine {
   Order order = Order::ascending;
-  uint64_t first_block = 0;  // blocks before it are skipped: the end of a tensor too large to be run whole
+  bool only_last_block = false;  // the end of a tensor too large to be run whole
   std::vector<SharedVariable> shared_variables;
   char* dynamic_shared = nullptr;
   size_t dynamic_shared_bytes = 0;
@@ -443,8 +443,8 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t dynamic
   blockDim = block;
   std::mt19937 generator(0);
   const uint64_t blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
-  for (uint64_t i = machine.first_block; i < blocks; ++i) {
-    const uint64_t b = machine.order == Order::descending ? blocks - 1 - (i - machine.first_block) : i;
+  for (uint64_t i = machine.only_last_block && blocks ? blocks - 1 : 0; i < blocks; ++i) {
+    const uint64_t b = machine.order == Order::descending && !machine.only_last_block ? blocks - 1 - i : i;
     blockIdx = {static_cast<unsigned int>(b % grid.x), static_cast<unsigned int>(b / grid.x % grid.y),
                 static_cast<unsigned int>(b / grid.x / grid.y)};
     run_block(generator);

@@ -37,7 +37,8 @@ def run(*arguments):
 
 
 def test_kernels_are_clean():
-    one_order = "not descending and not shuffled"  # which addresses are touched does not depend on it
+    # which addresses are touched does not depend on the order; huge arrays would have shadow memory to match
+    one_order = "not descending and not shuffled and not beyond"
     options = [
         "-q",
         "-s",

@@ -139,3 +139,30 @@ def test_learning_rate_on_the_device(emulator, dtype):
         by_tensor, _ = run(emulator, "float32", lr_tensor=np.array([0.01], dtype))
         for a, b in zip(by_number[0], by_tensor[0]):
             np.testing.assert_array_equal(a, b)
+
+
+def test_beyond_2_to_the_31_elements(last_block):
+    """What one step makes of the end of huge tensors is what it makes of small ones."""
+    ones = encode(np.ones(5), "bfloat16")
+
+    def end_of_one_step(size, step, *states):
+        lists = {name: [np.zeros(size, np.uint16)] for name in ("weights", "grads", *states)}
+        lists["weights"][0][-5:] = lists["grads"][0][-5:] = ones
+        step(lists)
+        return [tensors[0][-5:].tolist() for tensors in lists.values()]
+
+    def rmsprop(lists):
+        last_block.rmsprop(
+            **lists, momentum_buffers=[], grad_avgs=[], ema=[], lr_tensor=None, lr=0.1, alpha=0.9, eps=1e-8, weight_decay=0.0,
+            momentum=0.0, maximize=False, clip=np.inf, ema_decay=0.0,
+        )  # fmt: skip
+
+    def adam(lists):
+        last_block.adam(
+            **lists, max_exp_avg_sqs=[], ema=[], steps=[np.zeros(1, np.float32)], lr_tensor=None, lr=0.1, beta1=0.5, beta2=0.9,
+            eps=1e-8, weight_decay=0.0, decoupled_weight_decay=False, maximize=False, clip=np.inf, ema_decay=0.0,
+        )  # fmt: skip
+
+    for step, states in ((rmsprop, ["square_avgs"]), (adam, ["exp_avgs", "exp_avg_sqs"])):
+        small, huge = (end_of_one_step(size, step, *states) for size in (5, 2**31 + 4096))
+        assert huge == small and small[0] != ones.tolist()

@@ -114,3 +114,14 @@ def test_filtered_lrelu_with_the_mask(emulator, channels_last, dtype):
         taps_for(MATRIX, dtype), sides, True, GAIN, SLOPE, 0.0, channels_last,
     )  # fmt: skip
     assert_close(decode(logical(y, channels_last)), want, dtype)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_beyond_2_to_the_31_elements(last_block, channels_last):
+    """The last pixels of the last of three images."""
+    shape = (3, 16387, 16387, 3) if channels_last else (3, 3, 16387, 16387)
+    x, y = np.zeros((2, *shape), np.uint16)
+    x.reshape(-1)[-3:] = encode(np.arange(1.0, 4.0), "bfloat16")
+    sides = [(1, 1, 0, 16387, 16387)] * 2
+    last_block.upfirdn2d(x, y, np.ones(1, np.float32), *sides, False, 2.0, channels_last)
+    assert decode(y.reshape(-1)[-3:]).tolist() == [2, 4, 6]

@@ -163,3 +163,10 @@ def test_many_layers_in_few_launches(loaded, count, tables, gradient_tables):
         np.testing.assert_allclose(s, u @ matrix @ v, rtol=1e-4)
         want = g / s - (g * matrix).sum() / s**2 * np.outer(u, v)
         np.testing.assert_allclose(layers[i].matrix(out[i]), want, rtol=1e-3, atol=1e-4 * np.abs(want).max())
+
+
+def test_beyond_2_to_the_31_elements(last_block):
+    weights, out = np.zeros((2, 2**31 + 4096), np.uint16)
+    weights[-5:] = encode(np.arange(5.0), "bfloat16")
+    last_block.spectral_normalize([weights], [out], np.array([2.0], np.float32))
+    assert decode(out[-5:]).tolist() == [0, 0.5, 1, 1.5, 2]

@@ -3,10 +3,12 @@ because the interpreter is chosen when a kernel is defined; test_triton.py start
 
 import os
 
+import numpy as np
 import pytest
 import torch
 
 import gankernels as gk  # noqa: F401  loads the ops
+from gankernels._triton import BLOCK
 from gankernels.ops import grad_norm_penalty
 from tests.ops.specs import FAMILY, LAUNCHERS, SPECS, TOLERANCE
 from tests.ops.test_suite import as_tuple, assert_close, double, inputs_of
@@ -16,7 +18,14 @@ pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reaso
 _op = torch.ops.gankernels
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{FAMILY[spec.name]}/{spec.name}")
+def launcher_of(spec):
+    return next((LAUNCHERS[name] for name in sorted(LAUNCHERS, key=len)[::-1] if spec.name.startswith(name)), None)
+
+
+each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{FAMILY[spec.name]}/{spec.name}")
+
+
+@each_spec
 @pytest.mark.parametrize(
     ("dtype", "layout"),
     [
@@ -31,7 +40,7 @@ _op = torch.ops.gankernels
     ids=str,
 )
 def test_interpreted_kernels_equal_the_reference(spec, dtype, layout):
-    launcher = next((LAUNCHERS[name] for name in sorted(LAUNCHERS, key=len)[::-1] if spec.name.startswith(name)), None)
+    launcher = launcher_of(spec)
     if launcher is None:
         pytest.skip("its GPU kernel is CUDA C++")
     for size in spec.shapes.keys() - {"large"}:  # the interpreter is slow
@@ -40,6 +49,26 @@ def test_interpreted_kernels_equal_the_reference(spec, dtype, layout):
         tolerance = TOLERANCE[dtype] * (2 if dtype == torch.bfloat16 else 1)
         for got, want in zip(as_tuple(launcher(*args)), as_tuple(spec.reference(*double(args)))):
             assert_close(got, want, tolerance)
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_offsets_have_64_bits(name, monkeypatch):
+    """More than 2^31 elements at a small scale: no 32-bit integer may reach three quarters of the number of elements."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    spec = next(spec for spec in SPECS if launcher_of(spec) is LAUNCHERS[name])
+    args = spec.inputs((132, *spec.shapes["odd"][1:]), torch.float32, "cpu")
+    limit = max(a.numel() for a in args if isinstance(a, torch.Tensor)) * 3 // 4
+    assert limit > 2 * BLOCK
+    binary_op = InterpreterBuilder.binary_op
+
+    def narrow(self, left, right, op):
+        result = binary_op(self, left, right, op)
+        assert result.data.dtype != np.int32 or np.abs(result.data).max() < limit, f"{op.__name__} of 32-bit integers overflows"
+        return result
+
+    monkeypatch.setattr(InterpreterBuilder, "binary_op", narrow)
+    LAUNCHERS[name](*args)
 
 
 @pytest.mark.parametrize("one_sided", (False, True))

@@ -1,14 +1,17 @@
 import pytest
 import torch
 from ganzoo import ArgumentError
-from ganzoo.networks import dcgan, sngan
+from ganzoo.networks import dcgan, pacgan, r3gan, sngan, toy
+
+import gankernels
 
 
-@pytest.mark.parametrize("family", [dcgan, sngan])
+@pytest.mark.parametrize("family", [dcgan, r3gan, sngan])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 16), (3, 64, 64)])
 def test_generator_and_discriminator_fit_each_other(family, shape):
     images = family.Generator(5, shape, 2)(torch.randn(3, 5))
-    assert images.shape == (3, *shape) and images.abs().max() <= 1
+    assert images.shape == (3, *shape)
+    assert family is r3gan or images.abs().max() <= 1
     assert family.Discriminator(shape, 2)(images).shape == (3,)
 
 
@@ -32,3 +35,33 @@ def test_other_sizes_are_refused_in_a_sentence(shape):
     size = " x ".join(map(str, shape))
     with pytest.raises(ArgumentError, match=f"data must be square images with a side of 8, 16, 32.* got {size}"):
         dcgan.Generator(5, shape, 2)
+
+
+def test_r3gan_starts_as_its_shortcuts_in_groups_of_16():
+    block = r3gan.Bottleneck(24, depth=16)
+    x = torch.randn(2, 24, 4, 4)
+    assert torch.equal(block(x), x)
+    assert block.body[2].groups == 3
+    assert block.body[0].weight.std().item() == pytest.approx((2 / (1.04 * 24)) ** 0.5 / 2, rel=0.1)
+
+
+def test_r3gans_loss_and_penalties_share_a_backward():
+    assert gankernels.explain(r3gan.Discriminator((3, 16, 16), 4), torch.randn(2, 3, 16, 16)).folds
+
+
+def parameters(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+def test_perceptrons_for_points_have_the_papers_sizes():
+    assert parameters(pacgan.Generator(2, (2,), 16)) == 2 * 400 + 3 * 400**2 + 4 * 2 * 400 + 401 * 2
+    assert parameters(pacgan.Discriminator((2,), 16)) == 3 * 1000 + 2 * 201 * 1000 + 201
+    assert parameters(toy.Generator(2, (2,), 16)) == 3 * 512 + 2 * 513 * 512 + 513 * 2
+    assert parameters(toy.Discriminator((2,), 16)) == 3 * 512 + 2 * 513 * 512 + 513
+
+
+def test_a_maxout_unit_is_the_largest_of_its_pieces():
+    layer, x = pacgan.Maxout(3, 2, 5), torch.randn(4, 3)
+    affine = x @ layer.weight.T + layer.bias
+    expected = torch.stack([affine[:, :5].max(1).values, affine[:, 5:].max(1).values], 1)
+    torch.testing.assert_close(layer(x), expected)

@@ -58,11 +58,18 @@ def test_hinge_is_per_sample_not_of_the_batch_mean():
     assert obj.hinge_generator(t(-3, 0)).item() == pytest.approx(1.5)
 
 
+def test_relativistic_is_per_pair():
+    expected = (-math.log(sigmoid(2 - 0.5)) - math.log(sigmoid(-1 + 3))) / 2
+    assert obj.relativistic_discriminator(t(2, -1), t(0.5, -3)).item() == pytest.approx(expected, rel=1e-12)
+    assert obj.relativistic_generator(t(0.5, -3), t(2, -1)).item() == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize("score", [-1000.0, 1000.0])
 def test_extreme_scores_stay_finite(score):
     for value in (
         obj.minimax_discriminator(t(score), t(score)),
         obj.minimax_generator(t(score)),
         obj.non_saturating_generator(t(score)),
+        obj.relativistic_discriminator(t(score), t(0.0)),
     ):
         assert math.isfinite(value.item())

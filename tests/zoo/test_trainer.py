@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from .conftest import same
+from .conftest import TINY, same
 from torch import nn
 
 import ganzoo
@@ -78,6 +78,17 @@ def test_ours_and_stock_train_alike(tiny, images):
     for ours_figures, stock_figures in zip(run(ours, 2), run(stock, 2)):
         for name, value in ours_figures.items():
             torch.testing.assert_close(value, stock_figures[name], rtol=2e-3, atol=2e-4, msg=lambda m: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_points_are_trained_on_too(name):
+    variant = ganzoo.create(name, **TINY[name], latent=2, batch=16)
+    ours, stock = (Trainer(variant, ganzoo.data.open("ring", n=64), ops=ops) for ops in ("gankernels", "stock"))
+    before = ours.sample(64)
+    first = variant.schedule(0)[:1]
+    torch.testing.assert_close(ours._turn(first), stock._turn(first), rtol=2e-3, atol=2e-4)
+    ours.step()
+    assert before.shape == (64, 2) and not torch.equal(ours.sample(64), before)
 
 
 def test_only_the_player_on_turn_changes(tiny, images):
@@ -185,7 +196,7 @@ def test_bad_arguments_are_refused_in_one_sentence(images, options, sentence):
 @pytest.mark.parametrize(
     "name, options, sentence",
     [
-        ("wgan-pg", {}, "ganzoo: variant must be one of gan, sngan, wgan, wgan-gp, got 'wgan-pg'."),
+        ("wgan-pg", {}, f"ganzoo: variant must be one of {', '.join(sorted(TINY))}, got 'wgan-pg'."),
         ("gan", dict(width=0), "ganzoo: width must be at least 1, got 0."),
         ("gan", dict(width="wide"), "ganzoo: width must be a whole number, got 'wide'."),
         ("gan", dict(width=True), "ganzoo: width must be a whole number, got True."),
@@ -201,7 +212,7 @@ def test_bad_arguments_are_refused_in_one_sentence(images, options, sentence):
         (
             "gan",
             dict(clip=0.1),
-            "ganzoo: gan has no option clip; its options are steps, batch, latent, width, ema, lr, betas.",
+            "ganzoo: gan has no option clip; its options are steps, batch, latent, width, ema, lr, betas, simultaneous.",
         ),
     ],
 )

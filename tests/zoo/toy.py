@@ -54,3 +54,19 @@ class Toy(Variant):
 
     def schedule(self, step):
         return self.turns
+
+
+class Growing(Toy):
+    """A generator that gets another layer at step 2; what enters the phase is written down."""
+
+    def phase_at(self, step):
+        return min(step // 2, 1)
+
+    def networks(self, data, ops):
+        networks = super().networks(data, ops)
+        if self.phase:
+            networks.generator.append(nn.Linear(2, 2))
+        return networks
+
+    def enter(self, networks, draw, ops):
+        networks.count.copy_(draw.real().mean() + self.phase)

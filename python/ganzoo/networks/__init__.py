@@ -1,5 +1,5 @@
-"""Families of networks. Each generator maps latents (N, latent) to images (N, C, H, W) in [−1, 1]; each
-discriminator or critic maps images to one raw score per image, (N,)."""
+"""Families of networks. Each generator maps latents (N, latent) to images (N, C, H, W), in [−1, 1] where it does not say otherwise, or to
+points (N, D); each discriminator or critic maps them to one raw score per sample, (N,)."""
 
 from ganzoo.errors import ArgumentError
 

@@ -8,31 +8,7 @@ import copy
 
 import torch
 
-
-class _Noting:
-    """Passes requests on to a draw, and notes them."""
-
-    def __init__(self, draw):
-        self._draw, self.requests = draw, []
-
-    def __getattr__(self, method):
-        def ask(*args, **options):
-            self.requests.append((method, args, options))
-            return getattr(self._draw, method)(*args, **options)
-
-        return ask
-
-
-class _Drawn:
-    """Answers requests in the order they were noted in."""
-
-    def __init__(self, values):
-        self._values = iter(values)
-
-    def _next(self, *args, **options):
-        return next(self._values)
-
-    batch = real = latents = uniform = normal = integers = _next
+from ganzoo.training.draw import Given, Noted
 
 
 class CompiledLoss:
@@ -43,7 +19,7 @@ class CompiledLoss:
         options = {"backend": backend} if isinstance(backend, str) else {}
 
         def of_values(networks, values, ops):
-            return loss(networks, _Drawn(values), ops)
+            return loss(networks, Given(self._requests, values), ops)
 
         self._compiled = torch.compile(of_values, **options)
 
@@ -51,9 +27,9 @@ class CompiledLoss:
         # The derivatives of a penalty are taken inside of the compiled region.
         with torch._dynamo.config.patch(trace_autograd_ops=True):
             if self._requests is None:
-                noting, mark = _Noting(draw), draw.mark()
-                self._loss(copy.deepcopy(networks), noting, ops)
-                self._requests = noting.requests
+                noted, mark = Noted(draw), draw.mark()
+                self._loss(copy.deepcopy(networks), noted, ops)
+                self._requests = noted.requests
                 draw.go_back(mark)
             values = [getattr(draw, method)(*args, **options) for method, args, options in self._requests]
             return self._compiled(networks, values, ops)

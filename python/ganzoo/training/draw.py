@@ -7,11 +7,12 @@ batch and takes its slice: the game does not depend on how it was cut.
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import partialmethod
 
 import torch
 
 from ganzoo.data.base import Tensors
-from ganzoo.errors import ArgumentError
+from ganzoo.errors import ArgumentError, Error
 
 AHEAD = 3
 """Batches that are fetched ahead from data outside of memory."""
@@ -163,3 +164,57 @@ class Draw:
         """Whole numbers in 0 ... high − 1, (batch, *shape): one row per sample."""
         rows = (count or self._variant.batch, *shape)
         return self._mine(torch.randint(high, rows, device=self._generator.device, generator=self._generator))
+
+
+class Noted:
+    """Passes requests on to a draw, and notes them, for a loss that runs again on values drawn beforehand."""
+
+    def __init__(self, draw):
+        self._draw, self.requests = draw, []
+
+    def __getattr__(self, method):
+        def ask(*args, **options):
+            self.requests.append((method, args, options))
+            return getattr(self._draw, method)(*args, **options)
+
+        return ask
+
+    @property
+    def step(self):
+        raise Error(
+            "a loss that is compiled or captured cannot read draw.step, a plain number; it can read a buffer of the "
+            "networks that `after` counts up."
+        )
+
+    def mark(self):
+        return len(self.requests), self._draw.mark()
+
+    def go_back(self, mark):
+        del self.requests[mark[0] :]
+        self._draw.go_back(mark[1])
+
+
+class Given:
+    """Answers noted requests with values, in their order."""
+
+    def __init__(self, requests, values):
+        self._requests, self._values, self._next = requests, values, 0
+
+    def _give(self, method, *args, **options):
+        number, self._next = self._next, self._next + 1
+        if number == len(self._requests) or self._requests[number] != (method, args, options):
+            raise Error(
+                f"a loss that is compiled or captured must draw the same at every call, and now asks for {method}."
+            )
+        return self._values[number]
+
+    def begin(self, *_):
+        self._next += 1
+
+    batch = partialmethod(_give, "batch")
+    real = partialmethod(_give, "real")
+    latents = partialmethod(_give, "latents")
+    uniform = partialmethod(_give, "uniform")
+    normal = partialmethod(_give, "normal")
+    integers = partialmethod(_give, "integers")
+    step = Noted.step

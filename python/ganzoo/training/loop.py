@@ -12,6 +12,7 @@ from ganzoo.training import distributed
 from ganzoo.training.ahead import looked_ahead, unrolled
 from ganzoo.training.compiled import CompiledLoss
 from ganzoo.training.draw import Draw, check_seed, private_random, seed_of
+from ganzoo.training.graphs import Graphs, plain_state, step_where_finite
 from ganzoo.training.ops import get_ops
 from ganzoo.variants.base import DataInfo, Networks
 
@@ -75,12 +76,23 @@ class Trainer:
         precision: `fp32`; `bf16` or `fp16` for autocast, the latter with scaled losses. Weights stay in float32.
         accumulate: parts that each batch is cut into, one after another through the networks, to save memory.
         compile: compile the losses with torch.compile; a string is its backend.
+        cuda_graph: capture every turn in a CUDA graph, and replay it from then on.
 
     Raises `ArgumentError` for an option, seed, device, shape or dtype that is not allowed.
     """
 
     def __init__(
-        self, variant, data, *, seed=0, device="cpu", ops="gankernels", precision="fp32", accumulate=1, compile=False
+        self,
+        variant,
+        data,
+        *,
+        seed=0,
+        device="cpu",
+        ops="gankernels",
+        precision="fp32",
+        accumulate=1,
+        compile=False,
+        cuda_graph=False,
     ):
         variant.check()
         self.variant = copy.copy(variant)  # whose phase is this trainer's
@@ -93,7 +105,7 @@ class Trainer:
         distributed.check_shares(variant, self._shares)
         self.sources = {domain: source.to(self.device) for domain, source in sources.items()}
         self.data = describe(self.sources)
-        self._ops, self._precision, self._compile = get_ops(ops), precision, compile
+        self._ops, self._precision, self._compile, self._cuda_graph = get_ops(ops), precision, compile, cuda_graph
         self._draw = Draw(self.variant, self.sources, seed_of(self.seed, self.attempt, ORDER), self.device)
         self.networks, self._averages, self._previous = None, {}, {}
         self.updates = {}
@@ -116,7 +128,7 @@ class Trainer:
         self._players = self.variant.players(self._ops)
         self.updates = {name: self.updates.get(name, 0) for name in self._players}
         self._averages, self._optimizers, self._rates, self._scalers = {}, {}, {}, {}
-        self._names, self._params, self._losses = {}, {}, {}
+        self._names, self._params, self._averaged, self._losses = {}, {}, {}, {}
         for name, player in self._players.items():
             self._add_player(name, player)
         for name, average in self._averages.items():
@@ -124,10 +136,14 @@ class Trainer:
             if name in averages_before:
                 carry_over(averages_before[name], average)
         self._all_params = list(self.networks.parameters())
+        self._graphs = self._new_graphs()
         ahead = {name for player in self._players.values() for name in player.lookahead}
         self._previous = {
             name: [p.detach().clone() for p in getattr(self.networks, name).parameters()] for name in sorted(ahead)
         }
+
+    def _new_graphs(self):
+        return Graphs(self._play, self._optimizers, self.device) if self._cuda_graph else None
 
     def _add_player(self, name, player):
         trained = [
@@ -137,12 +153,13 @@ class Trainer:
             if param.requires_grad
         ]
         self._names[name], self._params[name] = [key for key, _ in trained], [param for _, param in trained]
-        options = {}
+        options, self._averaged[name] = {}, []
         if player.ema:
             copies = {network: copy.deepcopy(getattr(self.networks, network)) for network in player.networks}
             self._averages.update(copies)
             averaged = dict(Networks(**copies).named_parameters())
-            options = {"ema": [averaged[key] for key in self._names[name]], "ema_decay": player.ema}
+            self._averaged[name] = [averaged[key] for key in self._names[name]]
+            options = {"ema": self._averaged[name], "ema_decay": player.ema}
         optimizer = player.optimizer(self._params[name], **options)
         self._optimizers[name], self._rates[name] = optimizer, [group["lr"] for group in optimizer.param_groups]
         self._scalers[name] = torch.amp.GradScaler(self.device.type, enabled=self._precision == "fp16")
@@ -175,9 +192,39 @@ class Trainer:
 
     def _turn(self, names):
         """One update of each of these players, all from the same point."""
-        figures, gradients = {}, {}
+        self._draw.step = self.steps
         for name in names:
-            figures[name] = self._differentiate(name)
+            self._set_rates(name)
+        if self._graphs:
+            due = tuple(tuple(self._due(name)) for name in names)
+            figures = self._graphs.play(names, due, self._draw, sum(self.updates.values()))
+        else:
+            figures = self._play(names, self._draw)
+        for name in names:
+            self.updates[name] += 1
+        return figures
+
+    def _set_rates(self, name):
+        """What a player's schedule makes of the learning rates at this step."""
+        if not self._players[name].lr:
+            return
+        factor = self._players[name].lr(self.steps)
+        for group, rate in zip(self._optimizers[name].param_groups, self._rates[name]):
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate * factor)
+            else:
+                group["lr"] = rate * factor
+
+    def _due(self, name):
+        """Names of the regularizers that a player's next update has."""
+        terms = self._players[name].regularizers.items()
+        return [key for key, term in terms if self.updates[name] % term.every == 0]
+
+    def _play(self, names, draw):
+        """What a turn does to the tensors of the training; it changes nothing else, so that a CUDA graph can hold all of it."""
+        figures, gradients = {}, {}
+        for update, name in enumerate(names, sum(self.updates.values())):
+            figures[name] = self._differentiate(name, update, draw)
             gradients[name] = [param.grad for param in self._params[name]]  # players may share weights
         for name in names:
             for param, gradient in zip(self._params[name], gradients[name]):
@@ -185,30 +232,28 @@ class Trainer:
             self._update(name, figures[name])
         return {key: value for name in names for key, value in figures[name].items()}
 
-    def _differentiate(self, name):
+    def _differentiate(self, name, update, draw):
         """The gradients of a player's loss, in its parameters, and the figures of the loss."""
         for param in self._all_params:
             param.requires_grad_(False)
         for param in self._params[name]:
             param.requires_grad_(True)
         self._optimizers[name].zero_grad()
-        update, figures = sum(self.updates.values()), {}
+        figures = {}
         for share in range(self._first_share, self._first_share + self._accumulate):
-            self._draw.begin(update, share, self._shares)
-            loss, terms = self._loss(name)
+            draw.begin(update, share, self._shares)
+            loss, terms = self._loss(name, draw)
             if self._accumulate > 1:
                 loss = loss / self._accumulate
                 terms = {key: value / self._accumulate for key, value in terms.items()}
             self._scalers[name].scale(loss).backward()
             for key, value in {f"{name}_loss": loss, **terms}.items():
                 figures[key] = figures[key] + value.detach() if key in figures else value.detach()
-        self.updates[name] += 1
         return figures
 
-    def _loss(self, name):
+    def _loss(self, name, draw):
         """A player's loss on its share of a batch, with the terms that are due, and what there is to plot."""
-        player, optimizer = self._players[name], self._optimizers[name]
-        self._draw.step = self.steps
+        player = self._players[name]
         with self._autocast():
             weights = {}
             for network in player.lookahead:
@@ -216,23 +261,21 @@ class Trainer:
                 ahead = looked_ahead([p.detach() for p in params.values()], self._previous[network])
                 weights.update({f"{network}.{path}": tensor for path, tensor in zip(params, ahead)})
             for other, count in player.unroll.items():
-                names, params = self._names[other], self._params[other]
-                optimizer, draw = self._optimizers[other], self._draw
+                names, params, optimizer = self._names[other], self._params[other], self._optimizers[other]
                 weights |= unrolled(
                     self.networks, self._players[other], optimizer, names, params, count, draw, self._ops
                 )
-            loss, figures = self._evaluate(self._losses[name], weights)
-            for key, term in player.regularizers.items():
-                if self.updates[name] % term.every == 0:
-                    value, beside = self._evaluate(self._losses[f"{name}.{key}"], weights)
-                    loss = loss + term.every * value
-                    figures = {**figures, key: value, **beside}
+            loss, figures = self._evaluate(self._losses[name], weights, draw)
+            for key in self._due(name):
+                value, beside = self._evaluate(self._losses[f"{name}.{key}"], weights, draw)
+                loss = loss + player.regularizers[key].every * value
+                figures = {**figures, key: value, **beside}
         return loss, figures
 
-    def _evaluate(self, loss, weights):
+    def _evaluate(self, loss, weights, draw):
         if weights:
-            return functional_call(self.networks, weights, (loss, self._draw, self._ops))
-        return loss(self.networks, self._draw, self._ops)
+            return functional_call(self.networks, weights, (loss, draw, self._ops))
+        return loss(self.networks, draw, self._ops)
 
     def _autocast(self):
         dtype = PRECISIONS[self._precision]
@@ -241,15 +284,15 @@ class Trainer:
     def _update(self, name, figures):
         """One step of a player's optimiser with the gradients that are in its parameters."""
         player, optimizer, scaler = self._players[name], self._optimizers[name], self._scalers[name]
-        if player.lr:
-            for group, rate in zip(optimizer.param_groups, self._rates[name]):
-                group["lr"] = rate * player.lr(self.steps)
         for network in player.networks:
             if network in self._previous:
                 weights = [param.detach() for param in getattr(self.networks, network).parameters()]
                 torch._foreach_copy_(self._previous[network], weights)
         distributed.average([param.grad for param in self._params[name] if param.grad is not None])
-        scaler.step(optimizer)
+        if self._graphs:
+            step_where_finite(scaler, optimizer, self._averaged[name])
+        else:
+            scaler.step(optimizer)
         scaler.update()
         if player.after:
             distributed.average(list(figures.values()))
@@ -298,7 +341,7 @@ class Trainer:
             "positions": dict(self._draw.positions),
             "networks": self.networks.state_dict(),
             "averages": {name: network.state_dict() for name, network in self._averages.items()},
-            "optimizers": {name: optimizer.state_dict() for name, optimizer in self._optimizers.items()},
+            "optimizers": {name: plain_state(optimizer) for name, optimizer in self._optimizers.items()},
             "scalers": {name: scaler.state_dict() for name, scaler in self._scalers.items()},
             "previous": self._previous,
         }
@@ -321,6 +364,7 @@ class Trainer:
             scaler.load_state_dict(state["scalers"][name])
         for name, params in self._previous.items():
             torch._foreach_copy_(params, [param.to(self.device) for param in state["previous"][name]])
+        self._graphs = self._new_graphs()
 
 
 def carry_over(before, after):

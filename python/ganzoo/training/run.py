@@ -76,6 +76,8 @@ class RunOptions(Checked):
     """Parts that each batch is cut into, one after another through the networks, to save memory."""
     compile: bool = False
     """Compile the losses with torch.compile."""
+    cuda_graph: bool = False
+    """Capture each turn, from losses to optimiser, in a CUDA graph, and replay it from then on."""
     threads: Count = 1
     """CPU threads. Part of what makes a run repeat to the bit; more than one pays off beyond small images."""
     save_every: Count = 500
@@ -183,6 +185,7 @@ def _trainer(variant, options):
         precision=options.precision,
         accumulate=options.accumulate,
         compile=options.compile,
+        cuda_graph=options.cuda_graph,
     )
 
 

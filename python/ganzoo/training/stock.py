@@ -16,11 +16,17 @@ def gradient_penalty(critic, real, fake, *, eps, weight=10.0):
     return weight * (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
 
+def regularized_scores(critic, x, gamma):
+    """D(x) and γ/2·E ‖∇D(x)‖² by `autograd.grad(create_graph=True)`."""
+    x = x.detach().requires_grad_()
+    scores = critic(x)
+    (gradient,) = torch.autograd.grad(scores.sum(), x, create_graph=True)
+    return scores, gamma / 2 * gradient.flatten(1).square().sum(1).mean()
+
+
 def r1_penalty(critic, real, gamma=10.0):
-    """γ/2·E ‖∇D(x)‖² by `autograd.grad(create_graph=True)`."""
-    real = real.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(critic(real).sum(), real, create_graph=True)
-    return gamma / 2 * gradient.flatten(1).square().sum(1).mean()
+    """γ/2·E ‖∇D(x)‖²."""
+    return regularized_scores(critic, real, gamma)[1]
 
 
 def spectral_norm(network):

@@ -1,6 +1,6 @@
 """The GANs, one paper a file, each registered by name when this package is imported."""
 
-from ganzoo.variants import gan, sngan, wgan, wgan_gp
+from ganzoo.variants import gan, r3gan, sngan, wgan, wgan_gp
 from ganzoo.variants.base import (
     DataInfo,
     Networks,
@@ -22,6 +22,7 @@ __all__ = [
     "create",
     "gan",
     "list_variants",
+    "r3gan",
     "register",
     "sngan",
     "variant_class",

@@ -44,6 +44,11 @@ class DataInfo:
     classes: int | None = None
     fields: dict = dataclasses.field(default_factory=dict)
 
+    @property
+    def points(self):
+        """Whether a sample is a point (D,) rather than an image."""
+        return len(self.shape) == 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Regularizer:
@@ -99,7 +104,8 @@ class Variant(Checked):
     latent: Count = 64
     """Dimensions of the latent z ~ N(0, I)."""
     width: Count = 16
-    """Channels of the networks' largest feature maps; they double as the maps halve."""
+    """Channels of the networks' largest feature maps, which double as the maps halve; for points a measure of the hidden units, 16 being
+    the papers' numbers."""
     ema: Decay = 0.0
     """Decay per step of the running average of the generator's weights, which then draws the samples; 0 for none."""
 

@@ -1,7 +1,7 @@
 from dataclasses import dataclass
 from functools import partial
 
-from ganzoo.networks import dcgan
+from ganzoo.networks import dcgan, pacgan
 from ganzoo.objectives import minimax_discriminator, non_saturating_generator
 from ganzoo.options import Betas, Count, Decay, Positive
 from ganzoo.variants.base import Networks, Player, Variant, register
@@ -25,11 +25,14 @@ class GAN(Variant):
     """Adam's learning rate."""
     betas: Betas = (0.5, 0.999)
     """Adam's decay rates."""
+    simultaneous: bool = False
+    """Both players update at once, each from where the other stood."""
 
     def networks(self, data, ops):
+        family = pacgan if data.points else dcgan
         return Networks(
-            generator=dcgan.Generator(self.latent, data.shape, self.width),
-            discriminator=dcgan.Discriminator(data.shape, self.width),
+            generator=family.Generator(self.latent, data.shape, self.width),
+            discriminator=family.Discriminator(data.shape, self.width),
         )
 
     def discriminator_loss(self, networks, draw, ops):
@@ -47,4 +50,5 @@ class GAN(Variant):
         }
 
     def schedule(self, step):
-        return ["discriminator", "generator"]
+        turns = ["discriminator", "generator"]
+        return [tuple(turns)] if self.simultaneous else turns

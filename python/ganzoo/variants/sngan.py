@@ -1,7 +1,7 @@
 from dataclasses import dataclass
 from functools import partial
 
-from ganzoo.networks import sngan
+from ganzoo.networks import sngan, toy
 from ganzoo.objectives import hinge_discriminator, hinge_generator
 from ganzoo.options import Betas, Count, Decay, Positive
 from ganzoo.variants.base import Networks, Player, Variant, register
@@ -30,9 +30,10 @@ class SNGAN(Variant):
     """Adam's decay rates."""
 
     def networks(self, data, ops):
+        family = toy if data.points else sngan
         return Networks(
-            generator=sngan.Generator(self.latent, data.shape, self.width),
-            discriminator=ops.spectral_norm(sngan.Discriminator(data.shape, self.width)),
+            generator=family.Generator(self.latent, data.shape, self.width),
+            discriminator=ops.spectral_norm(family.Discriminator(data.shape, self.width)),
         )
 
     def discriminator_loss(self, networks, draw, ops):

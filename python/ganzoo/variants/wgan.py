@@ -1,7 +1,7 @@
 from dataclasses import dataclass
 from functools import partial
 
-from ganzoo.networks import dcgan
+from ganzoo.networks import dcgan, toy
 from ganzoo.objectives import wasserstein_critic, wasserstein_generator
 from ganzoo.options import Count, CountOrZero, Decay, Positive
 from ganzoo.variants.base import Networks, Player, Variant, register
@@ -33,9 +33,10 @@ class WGAN(Variant):
     """Every so many generator steps there is a long critic phase."""
 
     def networks(self, data, ops):
+        family = toy if data.points else dcgan
         return Networks(
-            generator=dcgan.Generator(self.latent, data.shape, self.width),
-            critic=dcgan.Discriminator(data.shape, self.width),
+            generator=family.Generator(self.latent, data.shape, self.width),
+            critic=family.Discriminator(data.shape, self.width),
         )
 
     def critic_loss(self, networks, draw, ops):

@@ -1,7 +1,7 @@
 from dataclasses import dataclass
 from functools import partial
 
-from ganzoo.networks import dcgan
+from ganzoo.networks import dcgan, toy
 from ganzoo.objectives import wasserstein_critic, wasserstein_generator
 from ganzoo.options import Betas, Count, Decay, Positive
 from ganzoo.variants.base import Networks, Player, Variant, register
@@ -30,6 +30,11 @@ class WGANGP(Variant):
     """Adam's decay rates."""
 
     def networks(self, data, ops):
+        if data.points:
+            return Networks(
+                generator=toy.Generator(self.latent, data.shape, self.width),
+                critic=toy.Discriminator(data.shape, self.width),
+            )
         # The penalty is on each image's own gradient, so the critic has no batch norm.
         return Networks(
             generator=dcgan.Generator(self.latent, data.shape, self.width),

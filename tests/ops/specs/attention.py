@@ -1,4 +1,5 @@
 import torch
+import torch.nn.functional as F
 
 import gankernels as gk
 
@@ -15,11 +16,12 @@ def _reference(q, k, v, causal, scale):
 
 
 def _inputs(causal, grads):
-    """Of q, k, v, with at most 130 keys and one more feature in values, and of gradients for as many derivatives."""
+    """Of q, k, v, with fewer keys than thousands of queries and one more feature in values, and of gradients for as many derivatives."""
 
     def inputs(shape, dtype, device):
         batch, tokens, features = shape
-        keys, values = (batch, min(tokens, 130), features), (batch, min(tokens, 130), features + 1)
+        count = tokens if tokens <= 1024 else 130
+        keys, values = (batch, count, features), (batch, count, features + 1)
         q, k, v, grad = (randn(s, dtype, device) for s in (shape, keys, values, (batch, tokens, features + 1)))
         second = tuple(randn(s, dtype, device) for s in (shape, keys, values))
         return *(() if grads < 2 else second), *(() if grads < 1 else (grad,)), q, k, v, causal, 0.3
@@ -37,6 +39,10 @@ def _bwd_bwd_reference(vq, vk, vv, grad, q, k, v, causal, scale):
     with torch.enable_grad():
         leaves = [t.detach().requires_grad_() for t in (grad, q, k, v)]
         return torch.autograd.grad(_bwd_reference(*leaves, causal, scale), leaves, (vq, vk, vv), materialize_grads=True)
+
+
+def _stock(q, k, v, causal, scale):
+    return F.scaled_dot_product_attention(q[None], k[None], v[None], is_causal=causal, scale=scale)[0]
 
 
 X = torch.ones(2, 3, 4)
@@ -59,7 +65,9 @@ SPECS = [
     for suffix, causal in (("", False), ("_causal", True))
     for spec in (
         Spec(f"attention{suffix}", _op.attention, _reference, _inputs(causal, 0), (0, 1, 2), (0, 1, 2), stock_products=True, shapes=_SHAPES,
-             bad={} if suffix else _BAD),
+             bad={} if suffix else _BAD, stock=_stock, stock_orders=1,
+             # patches of a transformer's critic, and SAGAN's pixels at 32×32, of 8 and 2 times so many samples or heads
+             real={"tokens1024": (8, 1024, 64), "sagan32": (16, 1024, 16)}),
         Spec(f"attention_bwd{suffix}", _op.attention_bwd, _bwd_reference, _inputs(causal, 1), (0, 1, 2, 3), (0, 1, 2, 3),
              outputs=(0, 1, 2), second_order=False, stock_products=True, shapes=_SHAPES),
         Spec(f"attention_bwd_bwd{suffix}", _op.attention_bwd_bwd, _bwd_bwd_reference, _inputs(causal, 2), tuple(range(7)), (),

@@ -170,6 +170,20 @@ _SHAPES = {
 }
 _ALL = ("scale", "noise", "b")
 
+# StyleGAN2's layers; the epilogue of its modulated convolutions has all of the arguments
+_REAL = {
+    "lrelu": {"stylegan2_64": (4, 512, 64, 64), "stylegan2_256": (2, 128, 256, 256), "stylegan2_1024": (1, 32, 1024, 1024), "mapping": (64, 512)},
+    "all_lrelu": {"stylegan2_64": (4, 512, 64, 64), "stylegan2_256": (2, 128, 256, 256)},
+}
+
+
+def _public(function, x, scale, noise, b, act, alpha, gain, clamp):
+    """How a peer is called: the public form has neither scale nor noise."""
+    return function(x, b, act=_ACTS[act], alpha=alpha, gain=gain, clamp=clamp)
+
+
+_PEERS = {"stylegan3": ("torch_utils.ops.bias_act", "bias_act", _public), "mmcv": ("mmcv.ops", "bias_act", _public)}
+
 SPECS = [
     *(
         Spec(
@@ -184,7 +198,8 @@ SPECS = [
             ),
             shapes=_SHAPES,
             bad=_BAD if name == "lrelu" else {},
-            real={"layer_64": (8, 256, 64, 64), "layer_256": (2, 64, 256, 256)} if name == "lrelu" else {},
+            real=_REAL.get(name, {}),
+            peers=_PEERS if name == "lrelu" else {},
             goals={"forward_backward": {"stock": 2.0}} if name == "lrelu" else {},
         )
         for name, act, sides, more in (

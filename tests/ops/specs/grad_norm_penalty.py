@@ -97,7 +97,7 @@ SPECS = [
             (0,),
             (0,),
             bad={} if suffix else _PENALTY_BAD,
-            real={} if suffix else {"image64": (64, 3, 64, 64), "image256": (64, 3, 256, 256)},
+            real={} if suffix else {"image64": (64, 3, 64, 64), "image256": (64, 3, 256, 256), "signal": (16, 1, 8192)},
         )
         for suffix, target, one_sided in (("", True, False), ("_one_sided", True, True), ("_zero_centred", False, False))
     ),

@@ -49,7 +49,7 @@ SPECS = [
         (0, 1),
         (0, 1, 2),
         bad=_INTERPOLATE_BAD,
-        real={"image64": (64, 3, 64, 64), "image256": (64, 3, 256, 256)},
+        real={"image64": (64, 3, 64, 64), "image256": (64, 3, 256, 256), "signal": (16, 1, 8192)},
     ),
     Spec(
         "interpolate_bwd",

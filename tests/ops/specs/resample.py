@@ -2,7 +2,7 @@ import torch
 
 import gankernels as gk
 
-from .spec import Spec, randn
+from .spec import Spec, as_it_is, randn
 
 _op = torch.ops.gankernels
 
@@ -165,17 +165,21 @@ SPECS = [
         shapes={size: _SHAPES[size] for size in ("odd", "large")} if name == "upfirdn2d_halve" else _SHAPES,
         bad=_BAD if name == "upfirdn2d_up" else {},
         real=real,
-        peers={"stylegan3": ("torch_utils.ops.upfirdn2d", "upfirdn2d", {"impl": "ref"})},
+        peers={
+            "stylegan3": ("torch_utils.ops.upfirdn2d", "upfirdn2d", as_it_is),
+            "mmcv": ("mmcv.ops", "upfirdn2d", as_it_is),
+        },
         goals={mode: {"stock": 8.0} for mode in ("forward", "forward_backward")} if real else {},
     )
     for (name, (f, *constants)), real in zip(
         _UPFIRDN.items(),
+        # StyleGAN2's RGB images and feature maps on the way to 64², 256² and 1024², its critic's at 64² and 256²
         (
-            {"up_64": (8, 64, 64, 64)},
+            {"up_64": (8, 64, 64, 64), "up_256": (2, 128, 128, 128), "up_1024": (1, 32, 512, 512), "up_rgb_1024": (4, 3, 512, 512)},
             {"down_128": (8, 64, 128, 128)},
-            {"down_128": (8, 64, 128, 128)},
+            {"down_128": (8, 64, 128, 128), "down_256": (2, 128, 256, 256)},
             {},
-            {"blur_64": (8, 64, 64, 64)},
+            {"blur_64": (8, 64, 64, 64), "blur_256": (2, 128, 256, 256)},
         ),
     )
 ]
@@ -197,8 +201,11 @@ SPECS += [
             (0, 3),
             shapes=_SHAPES,
             bad=_LRELU_BAD if name == "filtered_lrelu" else {},
-            real={"up2_down2_64": (2, 64, 64, 64)} if name == "filtered_lrelu" else {},
-            peers={"stylegan3": ("torch_utils.ops.filtered_lrelu", "filtered_lrelu", {"impl": "ref"})},
+            real={"up2_down2_64": (2, 64, 64, 64), "stylegan3_256": (1, 64, 276, 276)} if name == "filtered_lrelu" else {},
+            peers={
+                "stylegan3": ("torch_utils.ops.filtered_lrelu", "filtered_lrelu", as_it_is),
+                "mmcv": ("mmcv.ops", "filtered_lrelu", as_it_is),
+            },
             goals={"forward_backward": {"stock": 4.0}} if name == "filtered_lrelu" else {},
         )
         for name, constants in _LRELU.items()

@@ -31,6 +31,11 @@ def images_and(*constants, images):
     return inputs
 
 
+def as_it_is(function, *args):
+    """How a peer is called that takes the op's own arguments."""
+    return function(*args)
+
+
 def weighted(op):
     """An op whose derivatives, where the suite takes a sum of its output, do not cancel: its output times 1, 2, ... 11, 1, ..."""
 
@@ -53,8 +58,9 @@ class Spec:
     dimension along which an expanded tensor keeps its own values: for a statistic over the batch, 0.
 
     For the benchmarks: `real` has shapes of real networks by name; without any the op is not measured. `stock` is what people
-    write without a kernel, where that is not the reference; `peers` holds (module, function, keywords) by the name of a
-    peer (benchmarks/peers.py); `goals`, by mode, how many times as fast as a variant the op ought to be.
+    write without a kernel, where that is not the reference, and `stock_orders` how often it can be differentiated; `peers` holds
+    (module, function, call), with call(function, *inputs), by the name of a peer (benchmarks/peers.py); `goals`, by mode, how many
+    times as fast as a variant the op ought to be.
     """
 
     name: str
@@ -71,7 +77,8 @@ class Spec:
     distinct: int = 1
     real: dict[str, tuple[int, ...]] = field(default_factory=dict)
     stock: Callable | None = None
-    peers: dict[str, tuple[str, str, dict]] = field(default_factory=dict)
+    stock_orders: int = 2
+    peers: dict[str, tuple[str, str, Callable]] = field(default_factory=dict)
     goals: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
