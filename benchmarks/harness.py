@@ -11,6 +11,7 @@ with the launches queued up ahead of it, which is what a share of the floor mean
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import gc
 import itertools
@@ -406,6 +407,16 @@ def copy_of(size: int, device: str, fresh: int = 0) -> Callable[[int], None]:
             torch.empty_like(source_of_fresh).copy_(source_of_fresh)
 
     return copy
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def keep_pages(keep: bool):
+    """Whether glibc's malloc keeps large blocks that were freed, instead of returning them to the system."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_MAX, 0 if keep else 65536)
+    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1 if keep else 128 << 10)
 
 
 def assert_accurate(ours, stock, exact, what: str, rounding: float | None = None):

@@ -24,10 +24,11 @@ BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 TITLES = {
     "test_gradient_penalty.py": "Gradient penalties, forward and backward",
     "test_regularized_loss.py": "A loss with its penalties, forward and backward",
-    "test_steps.py": "Whole steps of a discriminator",
+    "test_steps.py": "Whole steps of training",
     "test_ganzoo.py": "A generator step of `ganzoo train` on digits",
     "test_spectral_norm.py": "Spectral normalisation",
     "test_weights.py": "Weight clipping and optimisers",
+    "test_modulated_conv2d.py": "Layers of modulated convolution, forward and backward",
     "test_ops.py": "Ops at the shapes of real networks",
     "test_latency.py": "What a new process waits for",
 }
