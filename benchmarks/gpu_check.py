@@ -204,6 +204,7 @@ class Check:
                 continue
             arguments = [*(f"benchmarks/{file}" for file in files), "--seconds", str(seconds), "--rows", str(self.rows)]
             arguments += ["--benchmark-columns=median,iqr,rounds", *(["-k", keyword] if keyword else [])]
+            arguments += ["--tier", "full"] if keyword == "compiled" else []
             status, output = self.pytest("benchmarks", arguments, self.left() - 5)
             self.record(stage, verdict(status, output), output)
         if self.rows.exists():

@@ -32,8 +32,7 @@ from torch.utils.flop_counter import flop_registry
 import gankernels
 
 OURS, FLOOR = "gankernels", "floor"  # every other eager variant is named stock…
-WARM_UP = 2
-MIN_ROUNDS, MAX_ROUNDS = 7, 500
+MIN_ROUNDS, MAX_ROUNDS = 5, 500
 
 
 @dataclasses.dataclass
@@ -250,9 +249,8 @@ def measure(workload: Workload, device: str, seconds: float) -> Measured:
         workload.after(i)
         return elapsed
 
-    for _ in range(WARM_UP if seconds else 1):
-        for call in calls.values():
-            finished(wall_time, call)
+    for call in calls.values():  # warmed up once, and by what follows
+        finished(wall_time, call)
     counted = [name for name in calls if workload.forward is not None and not name.endswith("_compiled")]
     passes = {name: finished(lambda call, i: count_passes(call, workload.forward, i), calls[name]) for name in counted}
     memory = {name: finished(peak_memory_of(device), call) for name, call in calls.items()}

@@ -92,19 +92,19 @@ def prepare(device, layer, layout, dtype):
     return Workload({name: rotating(call) for name, call in calls.items()}, check, goals=goals)
 
 
-@case(OURS, "stock_grouped", "stock_scaled", FLOOR, layer=("512_8", "512_16", "256_64", "128_128", "up_128_128"))
+EAGER = (OURS, "stock_grouped", "stock_scaled", FLOOR)
+
+
+@case(*EAGER, layer=("512_8", "512_16", "256_64", "128_128", "up_128_128"))
 def test_modulated_conv2d(device, layer):
     return prepare(device, layer, "nchw", torch.float32)
 
 
-COMPILED = (OURS, "stock_grouped", "stock_scaled", "stock_scaled_compiled", FLOOR)
-
-
-@case(*COMPILED, layer=("256_64",))
-def test_modulated_conv2d_compiled(device, layer):
+@case(*EAGER, "stock_scaled_compiled", tier="full", layer=LAYERS)
+def test_modulated_conv2d_compiled_full(device, layer):
     return prepare(device, layer, "nchw", torch.float32)
 
 
-@case(*COMPILED, tier="full", layer=LAYERS, layout=("nchw", "channels_last"), dtype=("float32", "bfloat16"))
+@case(*EAGER, tier="full", layer=LAYERS, layout=("nchw", "channels_last"), dtype=("float32", "bfloat16"))
 def test_modulated_conv2d_full(device, layer, layout, dtype):
     return prepare(device, layer, layout, getattr(torch, dtype))
