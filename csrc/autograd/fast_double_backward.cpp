@@ -263,7 +263,9 @@ struct LocalMap : torch::CustomClassHolder {
 bool is_ours_alone(const Tensor& g) {
   const bool traced = c10::impl::dispatch_mode_enabled() ||
                       g.key_set().has_any(c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize}));
-  return !traced && g.use_count() == 1 && g.has_storage() && g.storage().use_count() == 1 && g.is_non_overlapping_and_dense();
+  // memory that is not resizable may be somebody's array
+  return !traced && g.use_count() == 1 && g.has_storage() && g.storage().use_count() == 1 && g.storage().resizable() &&
+         g.is_non_overlapping_and_dense();
 }
 
 // The Jacobian of a local map as a pair of nodes, each the other's derivative.
