@@ -1,6 +1,7 @@
 // y = clamp(gain act(scale x + noise + b)) with its first and second derivative; formulas in gankernels/ops/bias_act.py.
 // Work goes tile by tile through buffers that stay in the first-level cache: load and shift (per dtype), activate (per
-// activation), combine, store. A sample is a matrix: of channels by pixels (planes) or of pixels by channels (rows).
+// activation), combine, store. Piecewise linear functions, whose arithmetic takes less time than such buffers, go through one
+// loop, first derivative and sums included. A sample is a matrix: of channels by pixels (planes) or of pixels by channels (rows).
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -195,6 +196,110 @@ GK_MULTIVERSION void add_col_sums(const A* u, double* __restrict sums, Tile t) {
     for (int64_t j = 0; j < t.cols; ++j) sums[j] += u[j];
 }
 
+// --- piecewise linear functions ---
+
+// u > 0 ? up u : down u, then the limit.
+template <class A>
+struct Slopes {
+  A up, down, limit, sign;  // sign: that of the gain, with which y > 0 where u > 0
+
+  Slopes(int64_t act, const Shape<A>& f)
+      : up(f.gain),
+        down(act == kLinear ? f.gain : act == kReLU ? A(0) : f.gain * f.alpha),
+        limit(f.limit),
+        sign(f.gain < 0 ? A(-1) : A(1)) {}
+};
+
+template <class A>
+GK_INLINE A bent(A u, Slopes<A> f) {
+  const A y = u > 0 ? f.up * u : f.down * u, below = y > f.limit ? f.limit : y;
+  return below < -f.limit ? -f.limit : below;
+}
+
+// y = bent(scale x + noise + b).
+template <class T, class A>
+GK_MULTIVERSION void bend_affine(const T* x, Operands<A> o, Slopes<A> f, T* __restrict y, Tile t) {
+  x += t.at;
+  y += t.at;
+  for (int64_t r = 0; r < t.rows; ++r, x += t.stride, y += t.stride) {
+    if (!t.planes) {
+      const A noise = o.noise ? o.noise[r] : A(0);
+      for (int64_t j = 0; j < t.cols; ++j) y[j] = T(bent(o.scale[j] * A(x[j]) + (o.b[j] + noise), f));
+    } else if (o.noise) {
+      const A scale = o.scale[r], b = o.b[r];
+      for (int64_t j = 0; j < t.cols; ++j) y[j] = T(bent(scale * A(x[j]) + (b + o.noise[j]), f));
+    } else {
+      const A scale = o.scale[r], b = o.b[r];
+      for (int64_t j = 0; j < t.cols; ++j) y[j] = T(bent(scale * A(x[j]) + b, f));
+    }
+  }
+}
+
+// Where a tile's sums of t and of x t go, by channel, and of t by pixel; null where nobody wants them.
+struct SumsOfTile {
+  double *b, *scale, *noise;
+};
+
+// t = grad f'(u), dx = scale t, for n <= kLanes elements of a row; t and, where asked for, x t are added to the lanes of sums
+// along the row and to the sums across rows.
+template <bool planes, bool from_y, class T, class A>
+GK_INLINE void straighten_lanes(const T* grad, const T* saved, const A* scales, const A* shifts, const A* noises, Slopes<A> f,
+                                T* __restrict dx, double* __restrict along, double* __restrict along_x,
+                                double* __restrict across, double* __restrict across_x, int64_t n) {
+  A ts[kLanes], xts[kLanes];
+  for (int64_t k = 0; k < n; ++k) {
+    const A x = A(saved[k]), scale = scales[planes ? 0 : k];
+    const A u = from_y ? f.sign * x : scale * x + (shifts[planes ? 0 : k] + (noises ? noises[planes ? k : 0] : A(0)));
+    const A slope = u > 0 ? f.up : f.down, y = from_y ? x : slope * u;
+    const A t = A(grad[k]) * (y >= f.limit || y <= -f.limit ? A(0) : slope);
+    dx[k] = T(scale * t);
+    ts[k] = t;
+    xts[k] = x * t;
+  }
+  if (along)
+    for (int64_t k = 0; k < n; ++k) along[k] += ts[k];
+  if (along_x)
+    for (int64_t k = 0; k < n; ++k) along_x[k] += xts[k];
+  if (across)
+    for (int64_t k = 0; k < n; ++k) across[k] += ts[k];
+  if (across_x)
+    for (int64_t k = 0; k < n; ++k) across_x[k] += xts[k];
+}
+
+GK_INLINE double sum_of_lanes(double* lanes) {
+  for (int width = kLanes / 2; width; width /= 2)
+    for (int k = 0; k < width; ++k) lanes[k] += lanes[k + width];
+  return lanes[0];
+}
+
+template <bool planes, bool from_y, class T, class A>
+GK_MULTIVERSION void straighten(const T* grad, const T* saved, Operands<A> o, Slopes<A> f, T* __restrict dx, SumsOfTile sums,
+                                Tile t) {
+  grad += t.at;
+  saved += t.at;
+  dx += t.at;
+  double* const along = planes ? sums.b : sums.noise;
+  double* const along_x = planes ? sums.scale : nullptr;
+  for (int64_t r = 0; r < t.rows; ++r, grad += t.stride, saved += t.stride, dx += t.stride) {
+    double lanes[kLanes] = {}, lanes_x[kLanes] = {};
+    for (int64_t j = 0; j < t.cols; j += kLanes) {
+      const int64_t channel = planes ? r : j, pixel = planes ? j : r;
+      const A* noises = o.noise ? o.noise + pixel : nullptr;
+      double* const across = planes ? (sums.noise ? sums.noise + j : nullptr) : (sums.b ? sums.b + j : nullptr);
+      double* const across_x = planes || !sums.scale ? nullptr : sums.scale + j;
+      const auto run = [&](int64_t n) __attribute__((always_inline)) {
+        straighten_lanes<planes, from_y>(grad + j, saved + j, o.scale + channel, o.b + channel, noises, f, dx + j,
+                                         along ? lanes : nullptr, along_x ? lanes_x : nullptr, across, across_x, n);
+      };
+      j + kLanes <= t.cols ? run(kLanes) : run(t.cols - j);
+    }
+    if (along) along[r] += sum_of_lanes(lanes);
+    if (along_x) along_x[r] += sum_of_lanes(lanes_x);
+  }
+}
+
+// --- the others, through buffers ---
+
 template <class A>
 GK_MULTIVERSION void multiply(const A* a, A* __restrict b, int64_t n) {
   for (int64_t i = 0; i < n; ++i) b[i] *= a[i];
@@ -382,10 +487,14 @@ class Sums {
         blocks_(over_rows ? layout.row_blocks() : layout.col_blocks()),
         partial_(wanted ? layout.samples * blocks_ * length_ : 0) {}
 
+  // The sums of a tile, null where none are wanted.
+  double* of(int64_t row, int64_t col, const Item& item) {
+    if (partial_.empty()) return nullptr;
+    return &partial_[(item.sample * blocks_ + (over_rows_ ? item.row_block : item.col_block)) * length_ + (over_rows_ ? col : row)];
+  }
+
   void add(const A* values, const Tile& tile, int64_t row, int64_t col, const Item& item) {
-    if (partial_.empty()) return;
-    double* sums = &partial_[(item.sample * blocks_ + (over_rows_ ? item.row_block : item.col_block)) * length_];
-    over_rows_ ? add_col_sums(values, sums + col, tile) : add_row_sums(values, sums + row, tile);
+    if (double* sums = of(row, col, item)) over_rows_ ? add_col_sums(values, sums, tile) : add_row_sums(values, sums, tile);
   }
 
   // (samples, length), or (length,) with the samples summed too; samples that were merged lie along the length.
@@ -438,8 +547,8 @@ struct SideOutputs {
   }
 };
 
-// body.operator()<act>() for an activation known at run time only.
-template <int act = 0, class Body>
+// body.operator()<act>() for an activation known at run time only, this one or a later one.
+template <int act, class Body>
 void with_activation(int64_t wanted, const Body& body) {
   if constexpr (act < kActivations) wanted == act ? body.template operator()<act>() : with_activation<act + 1>(wanted, body);
 }
@@ -453,7 +562,7 @@ Shape<accumulate_t<T>> shape_of(double alpha, double gain, std::optional<double>
 
 template <bool bent, class A>
 void differentiate_by(int64_t act, bool from_y, const A* in, A* first, A* second, int64_t n, const Shape<A>& f) {
-  with_activation(act, [&]<int kAct>() {
+  with_activation<bent ? kLinear : kTanh>(act, [&]<int kAct>() {
     if constexpr (kAct != kSwish)
       if (from_y) return differentiate<kAct, true, bent>(in, first, second, n, f);
     differentiate<kAct, false, bent>(in, first, second, n, f);
@@ -471,10 +580,14 @@ Tensor bias_act(const Tensor& x_, const Maybe& scale, const Maybe& noise, const 
     const Layout layout = layout_of(x, scale || noise_samples(x, noise) == 1);
     const Sides<A> sides(layout, x, scale, noise, b, A(1));
     const auto f = shape_of<T>(alpha, gain, clamp);
+    if (is_piecewise_linear(act))
+      return for_each_tile(layout, [&](const Tile& tile, int64_t row, int64_t col, const Item& item) {
+        bend_affine(data<T>(x), sides.at(item.sample, row, col), Slopes<A>(act, f), mutable_data<T>(y), tile);
+      });
     for_each_tile(layout, [&](const Tile& tile, int64_t row, int64_t col, const Item& item) {
       A u[kTile];
       affine(data<T>(x), sides.at(item.sample, row, col), u, tile);
-      with_activation(act, [&]<int kAct>() { activate<kAct>(u, tile.size(), f); });
+      with_activation<kTanh>(act, [&]<int kAct>() { activate<kAct>(u, tile.size(), f); });
       store(u, mutable_data<T>(y), tile);
     });
   });
@@ -499,8 +612,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bias_act_bwd(const Tensor& grad_, con
     SideGradients<A> sums(layout, bool(scale), bool(noise), bool(b));
     const auto f = shape_of<T>(alpha, gain, clamp);
     for_each_tile(layout, [&](const Tile& tile, int64_t row, int64_t col, const Item& item) {
-      A in[kTile], t[kTile], first[kTile];
       const auto operands = sides.at(item.sample, row, col);
+      if (is_piecewise_linear(act)) {
+        const auto pass = layout.planes ? from_y ? straighten<true, true, T, A> : straighten<true, false, T, A>
+                          : from_y      ? straighten<false, true, T, A>
+                                        : straighten<false, false, T, A>;
+        const SumsOfTile of_tile{sums.b.of(row, col, item), sums.scale.of(row, col, item), sums.noise.of(row, col, item)};
+        return pass(data<T>(grad), data<T>(saved), operands, Slopes<A>(act, f), mutable_data<T>(dx), of_tile, tile);
+      }
+      A in[kTile], t[kTile], first[kTile];
       affine(data<T>(saved), operands, in, tile);
       differentiate_by<false, A>(act, from_y, in, first, nullptr, tile.size(), f);
       load(data<T>(grad), t, tile);
