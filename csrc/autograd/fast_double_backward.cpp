@@ -354,8 +354,12 @@ struct LeakyReLU : LocalMap {
     return {y, slope >= 0 ? y : x};
   }
   Tensor pull(const Tensor& g, const variable_list& saved) const override {
-    if (slope == 0) return at::threshold_backward(g, saved[0], 0);
-    return at::leaky_relu_backward(g, saved[0], slope, slope > 0);
+    // Below a flatten, channels_last features get a contiguous gradient. Reordered here, once, it need not be in the convolution below,
+    // which would do so for either of its gradients.
+    const auto format = saved[0].suggest_memory_format();
+    const Tensor h = g.suggest_memory_format() == format ? g : g.contiguous(format);
+    if (slope == 0) return at::threshold_backward(h, saved[0], 0);
+    return at::leaky_relu_backward(h, saved[0], slope, slope > 0);
   }
   bool pull_(Tensor& g, const variable_list& saved) const override {
     if (g.strides() != saved[0].strides() || g.scalar_type() != saved[0].scalar_type()) return false;
