@@ -135,6 +135,10 @@ class Draw:
 
     def batch(self, domain=None, count=None):
         """`count` samples, `batch` unless given, of the data or of one of its domains: a dict of fields."""
+        if domain is None and len(self.positions) > 1:
+            raise Error(
+                f"this variant draws from one data set, and the data are the domains {', '.join(self.positions)}."
+            )
         domain = self._main if domain is None else domain
         if domain not in self.positions:
             raise Error(f"this variant draws from a domain {domain}, which the data do not have.")
