@@ -418,12 +418,12 @@ def keep_pages(keep: bool):
 
 
 def assert_accurate(ours, stock, exact, what: str, rounding: float | None = None):
-    """The error of ours against float64 is at most four times stock's in the same precision, plus eight times the rounding
-    of one operation, that of the dtype if not given."""
+    """The error of ours against float64 is at most four times stock's in the same precision, if that is a number, plus eight times
+    the rounding of one operation, that of the dtype if not given."""
     assert len(ours) == len(stock) == len(exact), f"{what}: {len(ours)}, {len(stock)}, {len(exact)} results"
     for index, (a, b, truth) in enumerate(zip(ours, stock, exact)):
         assert a.shape == b.shape == truth.shape, f"{what}[{index}]: shapes {a.shape}, {b.shape}, {truth.shape}"
         scale = truth.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
         error, allowed = ((t.double() - truth).abs().max() / scale for t in (a, b))
-        allowed = 4 * allowed + 8 * (rounding or torch.finfo(a.dtype).eps)
+        allowed = 4 * allowed.nan_to_num(0.0) + 8 * (rounding or torch.finfo(a.dtype).eps)
         assert error <= allowed, f"{what}[{index}]: relative error {error:.1e}, and {allowed:.1e} is allowed"

@@ -127,6 +127,8 @@ def combinations():
             usual = {("float32", "contiguous"): None, ("bfloat16", best): None}
             further = {("float32", best): None, ("bfloat16", "contiguous"): None} if number == 0 else {}
             for (dtype, layout), mode in itertools.product(usual | further, modes):
+                if spec is GRID_SAMPLE and dtype == "bfloat16":
+                    continue  # stock's kernel for the CPU gives NaN there, or ends the process
                 yield {"op": spec.name, "shape": name, "dtype": dtype, "layout": layout, "mode": mode}
 
 

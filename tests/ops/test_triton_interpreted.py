@@ -22,6 +22,10 @@ def launcher_of(spec):
     return next((LAUNCHERS[name] for name in sorted(LAUNCHERS, key=len)[::-1] if spec.name.startswith(name)), None)
 
 
+def spec_of(name):
+    return next(spec for spec in SPECS if launcher_of(spec) is LAUNCHERS[name])
+
+
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{FAMILY[spec.name]}/{spec.name}")
 
 
@@ -51,12 +55,12 @@ def test_interpreted_kernels_equal_the_reference(spec, dtype, layout):
             assert_close(got, want, tolerance)
 
 
-@pytest.mark.parametrize("name", LAUNCHERS)
+@pytest.mark.parametrize("name", LAUNCHERS, ids=lambda name: f"of_{FAMILY[spec_of(name).name]}-{name}")
 def test_offsets_have_64_bits(name, monkeypatch):
     """More than 2^31 elements at a small scale: no 32-bit integer may reach three quarters of the number of elements."""
     from triton.runtime.interpreter import InterpreterBuilder
 
-    spec = next(spec for spec in SPECS if launcher_of(spec) is LAUNCHERS[name])
+    spec = spec_of(name)
     args = spec.inputs((132, *spec.shapes["odd"][1:]), torch.float32, "cpu")
     limit = max(a.numel() for a in args if isinstance(a, torch.Tensor)) * 3 // 4
     assert limit > 2 * BLOCK
