@@ -3,6 +3,7 @@
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0          # what to install when the virtual environment has no PyTorch yet
 VENV   ?= .venv
+TIER   ?= quick
 RUN    := $(VENV)/bin/python
 
 .PHONY: demo test bench gpu-check lint clean
@@ -13,10 +14,10 @@ demo: $(VENV)/installed          ## trains WGAN-GP on handwritten digits and dra
 test: $(VENV)/installed          ## the whole test suite
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --dist worksteal --benchmark-disable
 
-bench: $(VENV)/installed         ## measures everything and writes the README's tables
-	mkdir -p out
-	$(RUN) -m pytest benchmarks --benchmark-json=out/benchmarks.json --benchmark-columns=median,iqr,rounds
-	$(RUN) -m benchmarks.report out/benchmarks.json
+bench: $(VENV)/installed         ## measures and writes the README's tables; TIER=full: further dtypes, layouts, shapes, compiled code
+	mkdir -p out && rm -f out/rows.jsonl
+	$(RUN) -m pytest benchmarks --tier $(TIER) --rows out/rows.jsonl --benchmark-columns=median,iqr,rounds; status=$$?; \
+	$(RUN) -m benchmarks.report out/rows.jsonl && exit $$status
 
 gpu-check:                       ## on a machine with a GPU: builds, tests and measures with the python3 that is there
 	$(PYTHON) -m benchmarks.gpu_check $(ARGS)

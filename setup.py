@@ -73,7 +73,8 @@ def build():
     from torch.utils import cpp_extension
 
     debug = os.environ.get("DEBUG") == "1"
-    cxx = ["-std=c++20", "-fvisibility=hidden", "-Wall"] + (["-O0", "-g"] if debug else ["-O3"])
+    # -g0, since Python's own flags ask for debugging symbols: a quarter of the time of the build, and nine tenths of its size
+    cxx = ["-std=c++20", "-fvisibility=hidden", "-Wall"] + (["-O0", "-g"] if debug else ["-O3", "-g0"])
     # without these no loop with a square root or a comparison is vectorised; values are the same
     cxx += ["-fno-math-errno", "-fno-trapping-math"]
     stable = ["-DTORCH_TARGET_VERSION=0x020a000000000000"]

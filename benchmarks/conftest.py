@@ -8,7 +8,7 @@ from .harness import Settings
 def pytest_addoption(parser):
     group = parser.getgroup("gankernels benchmarks")
     group.addoption("--device", choices=("cpu", "cuda"), help="default: cuda when there is one")
-    group.addoption("--seconds", type=float, default=3.0, help="of sampling per case (default 3; 0: one round)")
+    group.addoption("--seconds", type=float, default=0.5, help="of sampling per case (default 0.5; 0: one round)")
     group.addoption("--tier", choices=("quick", "full"), default="quick", help="full adds layouts, dtypes, shapes, compiled stock")
     group.addoption("--peer", action="append", default=[], metavar="NAME=PATH", help="a checkout of public code to compare with")
     group.addoption("--rows", metavar="FILE", help="append every result as a line of JSON as soon as it is there")

@@ -34,10 +34,11 @@ ROOT = Path(__file__).parent.parent
 BENCHMARKS = [
     (("test_gradient_penalty.py", "test_regularized_loss.py", "test_spectral_norm.py"), "not compiled"),
     (("test_weights.py",), ""),
+    (("test_modulated_conv2d.py",), "not compiled"),
     (("test_ops.py",), ""),
     (("test_steps.py", "test_ganzoo.py"), ""),
     (("test_latency.py",), ""),
-    (("test_gradient_penalty.py", "test_regularized_loss.py", "test_spectral_norm.py"), "compiled"),
+    (("test_gradient_penalty.py", "test_regularized_loss.py", "test_spectral_norm.py", "test_modulated_conv2d.py"), "compiled"),
 ]
 DRY_BENCHMARKS = [
     (("test_gradient_penalty.py", "test_weights.py"), "penalty_digits and not compiled or 200_small"),
@@ -203,6 +204,7 @@ class Check:
                 continue
             arguments = [*(f"benchmarks/{file}" for file in files), "--seconds", str(seconds), "--rows", str(self.rows)]
             arguments += ["--benchmark-columns=median,iqr,rounds", *(["-k", keyword] if keyword else [])]
+            arguments += ["--tier", "full"] if keyword == "compiled" else []
             status, output = self.pytest("benchmarks", arguments, self.left() - 5)
             self.record(stage, verdict(status, output), output)
         if self.rows.exists():

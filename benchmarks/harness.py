@@ -11,6 +11,7 @@ with the launches queued up ahead of it, which is what a share of the floor mean
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import gc
 import itertools
@@ -31,8 +32,7 @@ from torch.utils.flop_counter import flop_registry
 import gankernels
 
 OURS, FLOOR = "gankernels", "floor"  # every other eager variant is named stock…
-WARM_UP = 2
-MIN_ROUNDS, MAX_ROUNDS = 7, 500
+MIN_ROUNDS, MAX_ROUNDS = 5, 500
 
 
 @dataclasses.dataclass
@@ -249,9 +249,8 @@ def measure(workload: Workload, device: str, seconds: float) -> Measured:
         workload.after(i)
         return elapsed
 
-    for _ in range(WARM_UP if seconds else 1):
-        for call in calls.values():
-            finished(wall_time, call)
+    for call in calls.values():  # warmed up once, and by what follows
+        finished(wall_time, call)
     counted = [name for name in calls if workload.forward is not None and not name.endswith("_compiled")]
     passes = {name: finished(lambda call, i: count_passes(call, workload.forward, i), calls[name]) for name in counted}
     memory = {name: finished(peak_memory_of(device), call) for name, call in calls.items()}
@@ -406,6 +405,16 @@ def copy_of(size: int, device: str, fresh: int = 0) -> Callable[[int], None]:
             torch.empty_like(source_of_fresh).copy_(source_of_fresh)
 
     return copy
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def keep_pages(keep: bool):
+    """Whether glibc's malloc keeps large blocks that were freed, instead of returning them to the system."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_MAX, 0 if keep else 65536)
+    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1 if keep else 128 << 10)
 
 
 def assert_accurate(ours, stock, exact, what: str, rounding: float | None = None):

@@ -22,12 +22,13 @@ HERE = Path(__file__).parent
 OURS = "gankernels"
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 TITLES = {
-    "test_regularized_loss.py": "A loss with its penalties, forward and backward",
     "test_gradient_penalty.py": "Gradient penalties, forward and backward",
-    "test_steps.py": "Whole steps of a discriminator",
+    "test_regularized_loss.py": "A loss with its penalties, forward and backward",
+    "test_steps.py": "Whole steps of training",
     "test_ganzoo.py": "A generator step of `ganzoo train` on digits",
     "test_spectral_norm.py": "Spectral normalisation",
     "test_weights.py": "Weight clipping and optimisers",
+    "test_modulated_conv2d.py": "Layers of modulated convolution, forward and backward",
     "test_ops.py": "Ops at the shapes of real networks",
     "test_latency.py": "What a new process waits for",
 }
@@ -50,6 +51,7 @@ def merge(rows: list[dict], folder: Path) -> list[Path]:
         path = folder / f"{slug(row['machine'])}.json"
         if path not in results:
             results[path] = json.loads(path.read_text()) if path.exists() else {"cases": {}}
+            drop_what_is_gone(results[path])
             results[path] |= {"machine": row["machine"], "device": row["device"]}
             if "ceilings" in row:
                 results[path]["ceilings"] = rounded(row["ceilings"])
@@ -63,6 +65,13 @@ def merge(rows: list[dict], folder: Path) -> list[Path]:
     for path, result in results.items():
         path.write_text(json.dumps(result, indent=1) + "\n")
     return list(results)
+
+
+def drop_what_is_gone(result: dict):
+    """Cases whose file is no longer among the benchmarks."""
+    there = {path.name for path in HERE.glob("test_*.py")}
+    kept = {name: case for name, case in result["cases"].items() if Path(case["command"].split()[1]).name in there}
+    result["cases"] = kept
 
 
 def slug(machine: str) -> str:
@@ -179,7 +188,7 @@ def page(results: list[dict]) -> str:
         "networks the flops in forward passes F, and convolutions forward + input gradient + weight gradient.",
     ]
     for result in results:
-        lines += ["", f"## {measured_on(result)}", "", f"![speed against stock]({plot_name(result)})"]
+        lines += ["", f"## {measured_on(result)}", "", f"![speed against stock, share of the floor]({plot_name(result)})"]
         if "ceilings" in result:
             copy, single, half = (result["ceilings"][name] / 1e9 for name in ("copy", "float32", "bfloat16"))
             lines += ["", f"In the last run a large copy moved {copy:.3g} GB/s, read and written; a large matrix product ran at "
@@ -210,24 +219,37 @@ def plot_name(result: dict) -> str:
 
 
 def plot(result: dict, path: Path):
-    """Speed against the fastest eager stock variant, one bar per case, losses as plain to see as wins."""
+    """The quick tier. On the left the speed against the fastest eager stock variant, a bar per case, losses as plain to see as wins,
+    and against every other peer, a mark; on the right the share of the floor."""
     import matplotlib
 
     matplotlib.use("agg")
     matplotlib.rcParams["svg.hashsalt"] = "gankernels"  # the same figures give the same file
     from matplotlib import pyplot
 
-    ratios = {name: case["variants"][OURS]["ratio"] for name, case in result["cases"].items() if OURS in case["variants"]}
-    figure, axes = pyplot.subplots(figsize=(9, 1 + 0.19 * len(ratios)))
-    names = [shown(name) for name in ratios]
-    axes.barh(names, [ratio - 1 for ratio in ratios.values()], left=1, log=True,
-              color=["tab:blue" if ratio >= 0.995 else "tab:red" for ratio in ratios.values()])  # fmt: skip
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set(xlabel=f"times as fast as stock PyTorch, {result['machine']}", ylim=(len(ratios) - 0.5, -0.5))
-    axes.tick_params(axis="y", labelsize=6)
-    ticks = [tick for tick in (0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50, 100) if tick <= 1.3 * max(ratios.values())]
-    axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
-    axes.minorticks_off()
+    ours = {name: case["variants"][OURS] for name, case in result["cases"].items()
+            if case["tier"] == "quick" and OURS in case["variants"]}  # fmt: skip
+    figure, (speed, floor) = pyplot.subplots(1, 2, sharey=True, width_ratios=(2, 1), figsize=(11, 1 + 0.19 * len(ours)))
+    names = [shown(name) for name in ours]
+    ratios = [row["ratio"] for row in ours.values()]
+    colours = ["tab:blue" if ratio >= 0.995 else "tab:red" for ratio in ratios]
+    speed.barh(names, [ratio - 1 for ratio in ratios], left=1, log=True, color=colours)
+    for kind, marker in (("stock", "|"), ("compiled", "d")):
+        marks = [(times, shown(name)) for name, row in ours.items() for peer, times in row["speedup"].items()
+                 if peer != "floor" and (kind == "compiled") == peer.endswith("compiled")]  # fmt: skip
+        if marks:
+            speed.scatter(*zip(*marks), s=14, marker=marker, color="black", linewidths=0.8, label=f"against each {kind} variant", zorder=2)
+    speed.axvline(1, color="black", linewidth=0.8)
+    speed.set(xlabel=f"times as fast as stock PyTorch, {result['machine']}", ylim=(len(ours) - 0.5, -0.5))
+    speed.tick_params(axis="y", labelsize=6)
+    ticks = [tick for tick in (0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 50, 100) if tick <= 1.3 * max(ratios)]
+    speed.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
+    speed.minorticks_off()
+    speed.legend(fontsize=6)
+    shares = {shown(name): row["floor_share"] for name, row in ours.items() if "floor_share" in row}
+    floor.barh(list(shares), list(shares.values()), color="tab:gray")
+    floor.axvline(1, color="black", linewidth=0.8)
+    floor.set(xlabel="share of the floor", xlim=(0, 2))
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
@@ -302,7 +324,7 @@ def shortfalls(rows: list[dict]) -> list[str]:
             continue
         goals = {peer: 1.0 for peer in row["speedup"] if peer.startswith("stock")} | row.get("goals", {})
         for peer, goal in goals.items():
-            speedup = row["speedup"].get(peer)
+            speedup = row["speedup"].get(peer)  # goals may name variants that this case leaves out
             if speedup is not None and speedup < 0.995 * goal:
                 found.append(f"{shown(row['case'])}: {speedup:.2f} times as fast as {shown(peer)}, the goal is {goal:.2f}")
     return found

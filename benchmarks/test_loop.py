@@ -12,7 +12,7 @@ from ganzoo.training.loop import Trainer
 from ganzoo.training.monitor import Monitor
 from ganzoo.training.ops import get_ops
 from ganzoo.training.run import LOG_EVERY
-from ganzoo.variants import Networks, create
+from ganzoo.variants import DataInfo, Networks, create
 
 BLOCKS, STEPS = 15, 12
 
@@ -20,7 +20,7 @@ BLOCKS, STEPS = 15, 12
 def by_hand(variant, images):
     """The training as one writes it for this one variant."""
     ops = get_ops("gankernels")
-    networks = variant.networks(type("Data", (), {"shape": images.shape[1:]}), ops)
+    networks = variant.networks(DataInfo("digits", images.shape[1:]), ops)
     generator, critic = networks.generator, networks.critic
     average = [p.detach().clone() for p in generator.parameters()]
     step_critic = ops.Adam(critic.parameters(), lr=variant.lr, betas=variant.betas)

@@ -10,7 +10,6 @@ On a CPU an output beyond 32 MB comes from the system page by page, at every cal
 `fresh_pages`. `reused_pages` lets the allocator keep what was freed, as a GPU's caching allocator always does.
 """
 
-import ctypes
 import itertools
 import math
 
@@ -23,7 +22,7 @@ from tests.ops.specs.spec import Spec, randn
 from tests.ops.test_suite import as_tuple, in_layout, with_grad
 
 from . import peers
-from .harness import OURS, Workload, assert_accurate, case, copy_of, nbytes, rotated
+from .harness import OURS, Workload, assert_accurate, case, copy_of, keep_pages, nbytes, rotated
 
 
 def image_and_points(shape, dtype, device):
@@ -43,15 +42,6 @@ GRID_SAMPLE = Spec("grid_sample", gk.grid_sample, gk.reference.grid_sample, imag
 MEASURED = {spec.name: spec for spec in [*SPECS, GRID_SAMPLE] if spec.real}
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
 FORWARD, FIRST, SECOND = MODES = ("forward", "forward_backward", "second_order")
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-
-
-def keep_pages(keep: bool):
-    """Whether glibc's malloc keeps large blocks that were freed, instead of returning them to the system."""
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_M_MMAP_MAX, 0 if keep else 65536)
-    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1 if keep else 128 << 10)
 
 
 def differentiated(op, spec, mode):
@@ -157,9 +147,10 @@ def the_peers(combination):
 
 
 def further_variants(combination):
-    """A compiled function is differentiated once only."""
+    """A compiled function is differentiated once only; what is compiled for one dtype and layout stands for the others."""
     mode, spec = combination["mode"], MEASURED[combination["op"]]
-    compiled = ["stock_compiled"] if mode != SECOND else []
+    usual = combination["dtype"] == "float32" and combination["layout"] == "contiguous"
+    compiled = ["stock_compiled"] if usual and mode != SECOND else []
     reference = ["reference"] if stock_of(spec, mode) is not spec.reference else []
     return *compiled, *reference, *peers.names(spec)
 
@@ -174,6 +165,11 @@ def test_ops(device, **combination):
 
 @case(OURS, "stock", "floor", tier="full", combinations=[c for c in ALL if not is_quick(c)], extra=further_variants)
 def test_ops_full(device, **combination):
+    return prepare(device, **combination)
+
+
+@case(OURS, "stock", "stock_compiled", "floor", tier="full", combinations=[c for c in ALL if is_quick(c)])
+def test_ops_compiled_full(device, **combination):
     return prepare(device, **combination)
 
 

@@ -111,7 +111,7 @@ def test_loss_and_r1(device, layout):
     return prepare(critic64, (32, 3, 64, 64), layout, device, r1_loss, {"stock": goal})
 
 
-@case(*VARIANTS, *COMPILED)
+@case(*VARIANTS, *COMPILED, tier="full")
 def test_loss_and_r1_compiled(device):
     goals = {"stock": 1.6, "stock_compiled": 1.6}
     return prepare(critic64, (32, 3, 64, 64), "nchw", device, r1_loss, goals, compiled=True)

@@ -77,6 +77,6 @@ def test_spectral_norm(device, network, direction):
     return prepare(network, direction, device)
 
 
-@case("gankernels", "stock", "stock_compiled", "floor", network=["sngan32"], direction=["forward_backward"])
+@case("gankernels", "stock", "stock_compiled", "floor", tier="full", network=["sngan32"], direction=["forward_backward"])
 def test_spectral_norm_compiled(device, network, direction):
     return prepare(network, direction, device, compiled=True)

@@ -72,7 +72,16 @@ def refuse_derivative(name: str):
 
 
 def register(
-    name: str, *, fake, backward=None, setup_context=None, cuda=None, mutates=False, partly=False, keeps_rows=False
+    name: str,
+    *,
+    fake,
+    backward=None,
+    setup_context=None,
+    cuda=None,
+    mutates=False,
+    cpp_autograd=False,
+    partly=False,
+    keeps_rows=False,
 ) -> None:
     """Completes the op `gankernels::name`, whose schema and CPU kernel are in C++.
 
@@ -81,12 +90,13 @@ def register(
     setup_context  saves for it
     cuda           Triton launcher; None when the CUDA kernel is C++
     mutates        an in-place op without outputs to differentiate
+    cpp_autograd   its derivative is a node of csrc/autograd, which costs less than one in Python
     partly         the derivative raises for some arguments: the table of orders does not count it
     keeps_rows     samples, rows along dimension 0, do not see each other: `regularized_scores` may share passes through the op
     """
     qualified = f"gankernels::{name}"
     torch.library.register_fake(qualified, fake)
-    if not mutates:
+    if not mutates and not cpp_autograd:
         torch.library.register_autograd(qualified, backward or refuse_derivative(name), setup_context=setup_context)
     if keeps_rows:
         torch.ops.gankernels.declare_keeps_rows(f"GeneratedBackwardFor_gankernels_{name}_defaultBackward")
@@ -95,7 +105,7 @@ def register(
     has_cuda = cuda is not None or torch._C._dispatch_has_kernel_for_dispatch_key(qualified, "CUDA")
     OPS[name] = Op(
         name,
-        differentiable=backward is not None and not partly,
+        differentiable=cpp_autograd or backward is not None and not partly,
         cpu="C++",
         cuda="Triton" if cuda is not None else "CUDA C++" if has_cuda else "CUDA C++, not built",
     )

@@ -61,6 +61,11 @@ def is_dense(t: torch.Tensor) -> bool:
     return True
 
 
+def fake_like(t: torch.Tensor) -> torch.Tensor:
+    """What torch.empty_like makes of a real tensor: a fake one without elements would not keep the strides."""
+    return torch.empty_like(t) if t.numel() else t.new_empty_strided(t.shape, t.stride())
+
+
 def in_layout_of(like: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """The elements of t in the memory order of `like`, which is dense and has its shape."""
     return t if t.stride() == like.stride() else torch.empty_like(like).copy_(t)

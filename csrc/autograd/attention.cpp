@@ -10,7 +10,9 @@ namespace {
 
 using at::Tensor;
 
-constexpr int64_t kBlock = 1 << 18;  // elements of a block: the few that a derivative holds at once stay in the second-level cache
+// Elements of a block: the few that a derivative holds at once stay in the second-level cache; on a GPU so many that launches, a
+// handful for each block, do not outweigh them.
+int64_t block_size(const Tensor& t) { return t.is_cpu() ? 1 << 18 : 1 << 24; }
 
 void check(const char* op, const Tensor& q, const Tensor& k, const Tensor& v) {
   TORCH_CHECK(q.dim() == 3 && k.dim() == 3 && v.dim() == 3 && q.size(0) == k.size(0) && q.size(0) == v.size(0) &&
@@ -52,8 +54,9 @@ template <class Body>
 void for_each_block(const Tensor& q, const Tensor& k, bool causal, const Body& body) {
   const int64_t batch = q.size(0), length = q.size(1), keys = k.size(1);
   if (batch * length * keys == 0) return;
-  const int64_t queries = std::clamp<int64_t>(kBlock / keys, 1, length);
-  const int64_t heads = std::clamp<int64_t>(kBlock / (keys * queries), 1, batch);
+  const int64_t size = block_size(q);
+  const int64_t queries = std::clamp<int64_t>(size / keys, 1, length);
+  const int64_t heads = std::clamp<int64_t>(size / (keys * queries), 1, batch);
   for (int64_t h = 0; h < batch; h += heads)
     for (int64_t i = 0; i < length; i += queries) {
       const int64_t end = std::min(length, i + queries);

@@ -252,16 +252,35 @@ struct LocalMap : torch::CustomClassHolder {
   virtual variable_list value(const Tensor& x) const = 0;
   virtual Tensor pull(const Tensor& g, const variable_list& saved) const = 0;
   virtual Tensor push(const Tensor& v, const variable_list& saved) const { return pull(v, saved); }  // diagonal maps
+  // g <- pull(g) = push(g), by maps that can; false from others
+  virtual bool pull_(Tensor& g, const variable_list& saved) const { return false; }
   // how many of the last dimensions it relates; those before are batch and channels
   virtual int64_t dimensions() const { return 0; }
 };
+
+// Whether autograd's engine has handed over the only reference to this memory: then a pass may write its result there, and spares
+// a fresh feature map with its page faults.
+bool is_ours_alone(const Tensor& g) {
+  const bool traced = c10::impl::dispatch_mode_enabled() ||
+                      g.key_set().has_any(c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize}));
+  // memory that is not resizable may be somebody's array
+  return !traced && g.use_count() == 1 && g.has_storage() && g.storage().use_count() == 1 && g.storage().resizable() &&
+         g.is_non_overlapping_and_dense();
+}
 
 // The Jacobian of a local map as a pair of nodes, each the other's derivative.
 template <bool transpose>
 struct LinearPass : SavingNode {
   StatePtr<LocalMap> map;
-  static Tensor of(const Tensor& t, const StatePtr<LocalMap>& map, const variable_list& saved) {
-    return record<LinearPass>({t}, [&] { return transpose ? map->pull(t, saved) : map->push(t, saved); },
+  static Tensor of(const Tensor& t, const StatePtr<LocalMap>& map, const variable_list& saved, bool overwrite = false) {
+    const auto pass = [&] {
+      if (overwrite) {
+        Tensor result = t.tensor_data();
+        if (map->pull_(result, saved)) return result;
+      }
+      return transpose ? map->pull(t, saved) : map->push(t, saved);
+    };
+    return record<LinearPass>({t}, pass,
                               [&](auto& node, const Tensor&) {
                                 node.map = map;
                                 node.save(saved);
@@ -270,9 +289,10 @@ struct LinearPass : SavingNode {
   std::string name() const override { return transpose ? "gankernels::Pull" : "gankernels::Push"; }
   variable_list apply(variable_list&& grads) override {
     if (!grads[0].defined()) return {Tensor()};
+    const bool overwrite = is_ours_alone(grads[0]);
     variable_list tensors;
     for (size_t i = 0; i < saved.size(); ++i) tensors.push_back(unpack(i));
-    return {LinearPass<!transpose>::of(grads[0], map, tensors)};
+    return {LinearPass<!transpose>::of(grads[0], map, tensors, overwrite)};
   }
 };
 
@@ -284,9 +304,10 @@ struct Local : SavingNode, KnowsRows {
   }
   variable_list apply(variable_list&& grads) override {
     if (!grads[0].defined()) return {Tensor()};
+    const bool overwrite = is_ours_alone(grads[0]);
     variable_list tensors;
     for (size_t i = 0; i < saved.size(); ++i) tensors.push_back(unpack(i));
-    return {LinearPass<true>::of(grads[0], map, tensors)};
+    return {LinearPass<true>::of(grads[0], map, tensors, overwrite)};
   }
 };
 
@@ -333,8 +354,20 @@ struct LeakyReLU : LocalMap {
     return {y, slope >= 0 ? y : x};
   }
   Tensor pull(const Tensor& g, const variable_list& saved) const override {
-    if (slope == 0) return at::threshold_backward(g, saved[0], 0);
-    return at::leaky_relu_backward(g, saved[0], slope, slope > 0);
+    // Below a flatten, channels_last features get a contiguous gradient. Reordered here, once, it need not be in the convolution below,
+    // which would do so for either of its gradients.
+    const auto format = saved[0].suggest_memory_format();
+    const Tensor h = g.suggest_memory_format() == format ? g : g.contiguous(format);
+    if (slope == 0) return at::threshold_backward(h, saved[0], 0);
+    return at::leaky_relu_backward(h, saved[0], slope, slope > 0);
+  }
+  bool pull_(Tensor& g, const variable_list& saved) const override {
+    if (g.strides() != saved[0].strides() || g.scalar_type() != saved[0].scalar_type()) return false;
+    if (slope == 0)
+      at::threshold_backward_out(g, g, saved[0], 0);
+    else
+      at::leaky_relu_backward_out(g, g, saved[0], slope, slope > 0);
+    return true;
   }
 };
 

@@ -74,7 +74,7 @@ def scaled_dot_product_attention(
         is_causal: query i sees keys 0 to i.
         scale: 1 / sqrt(E) when None.
 
-    Returns: (..., L, F), contiguous. Differentiable twice. Each derivative computes the probabilities again, 2^18 at a time: of
+    Returns: (..., L, F), contiguous. Differentiable twice. Each derivative computes the probabilities again, block by block: of
     products of matrices, in units of L S E, forward takes 2, backward 5 and double backward 13. float16 and bfloat16 are computed in float32.
 
     Raises: TypeError or ValueError for tensors that do not fit together; NotImplementedError for a mask.

@@ -22,9 +22,6 @@ def reference(weights: Iterable[torch.Tensor], c: float) -> None:
         w.clamp_(-c, c)
 
 
-register("clip_weights_", fake=lambda weights, c: None, mutates=True)
-
-
 def check_weights(op: str, name: str, tensors: list) -> None:
     """Dense floating-point tensors on one device, to be modified in place."""
     for i, t in enumerate(tensors):
@@ -38,6 +35,13 @@ def check_weights(op: str, name: str, tensors: list) -> None:
                 f"gankernels.{op}: {name}[{i}] must have its own memory for every element, got an expanded tensor of "
                 f"shape {tuple(t.shape)}."
             )
+
+
+def _fake(weights, c):
+    check_weights("clip_weights_", "weights", weights)
+
+
+register("clip_weights_", fake=_fake, mutates=True)
 
 
 def clip_weights_(module_or_tensors: torch.nn.Module | Iterable[torch.Tensor], c: float) -> None:
@@ -60,8 +64,12 @@ def clip_weights_(module_or_tensors: torch.nn.Module | Iterable[torch.Tensor], c
         weights = list(module_or_tensors.parameters())
     elif isinstance(module_or_tensors, torch.Tensor):
         weights = [module_or_tensors]
-    else:
+    elif isinstance(module_or_tensors, Iterable):
         weights = list(module_or_tensors)
+    else:
+        raise TypeError(
+            f"gankernels.clip_weights_: module_or_tensors must be a module or tensors, got {type(module_or_tensors).__name__}."
+        )
     if not weights:
         return
     try:

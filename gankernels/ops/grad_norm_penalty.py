@@ -13,7 +13,7 @@ import torch
 
 from .._checks import check_batch, check_number
 from .._registration import register
-from .._triton import BLOCK, blocks_of, in_layout_of, jit, sample_and_offsets, samples_first, tl
+from .._triton import BLOCK, blocks_of, fake_like, in_layout_of, jit, sample_and_offsets, samples_first, tl
 
 _op = torch.ops.gankernels
 
@@ -183,7 +183,7 @@ def _backward(ctx, grad, _):
 
 
 def _bwd_fake(grad, grads, norms, target, one_sided):
-    return torch.empty_like(samples_first(grads))
+    return fake_like(samples_first(grads))
 
 
 def _bwd_setup_context(ctx, inputs, output):
@@ -198,7 +198,7 @@ def _bwd_backward(ctx, grad_grads):
 
 
 def _bwd_bwd_fake(grad_grads, grad, grads, norms, target, one_sided):
-    return torch.empty_like(grad), torch.empty_like(samples_first(grads))
+    return torch.empty_like(grad), fake_like(samples_first(grads))
 
 
 register(

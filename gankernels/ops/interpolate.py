@@ -10,7 +10,7 @@ import torch
 
 from .._checks import check_batch, check_like, check_tensor, shape
 from .._registration import register
-from .._triton import BLOCK, blocks_of, in_layout_of, jit, sample_and_offsets, samples_first, tl
+from .._triton import BLOCK, blocks_of, fake_like, in_layout_of, jit, sample_and_offsets, samples_first, tl
 
 _op = torch.ops.gankernels
 
@@ -110,12 +110,12 @@ def _bwd_backward(ctx, real_grad_grad, fake_grad_grad):
 
 
 def _fake(real, fake, eps):
-    return torch.empty_like(samples_first(real))
+    return fake_like(samples_first(real))
 
 
 def _bwd_fake(grad, eps):
     grad = samples_first(grad)
-    return torch.empty_like(grad), torch.empty_like(grad)
+    return fake_like(grad), fake_like(grad)
 
 
 register("interpolate", fake=_fake, backward=_backward, setup_context=_setup_context, cuda=_interpolate_triton)

@@ -120,7 +120,8 @@ def modulated_conv2d(
         All but x may be in x's dtype or in float32.
 
     Returns: (N, O, outH, outW) in x's dtype and memory format. Differentiable in all tensors but the filter: to any order for
-    linear, relu and lrelu, twice for the others. float16 and bfloat16 keep demodulated convolutions in range as published.
+    linear, relu and lrelu, twice for the others. float16 and bfloat16 keep demodulated convolutions in range as published; autocast
+    casts x first, as it does for a convolution.
 
     Beside the passes of `conv2d_resample` two over memory: x is read and written once, scaled; the result is read and written once
     for demodulation, noise, bias, activation, gain and clamp. With one set of weights for all samples the input has to be scaled
@@ -137,6 +138,9 @@ def modulated_conv2d(
     """
     op = "modulated_conv2d"
     check_images(op, x)
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        x = x.to(torch.get_autocast_dtype(device))
     check_weight(op, "weight", weight, x)
     _check_styles(op, "styles", styles, x)
     f = filter_for(op, "resample_filter", resample_filter, x)
@@ -159,7 +163,8 @@ def modulated_conv2d(
         if x.element_size() == 2:
             wide, styles = _without_overflow(wide, styles)
             weight = wide
-        coefficients = (styles.square() @ wide.square().sum((2, 3)).mT + _EPS).rsqrt()
+        with torch.autocast(device, enabled=False):
+            coefficients = (styles.square() @ _op.sum_of_squares(wide).mT + _EPS).rsqrt()
     scale = styles if input_gain is None else styles * input_gain
     y = _op.bias_act(x, scale, None, None, *_IDENTITY)
     y = resampled(y, weight.to(x.dtype), f, up, down, padding, 1, flip_weight, False)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .._checks import check_batch, check_like, check_number, shape
+from .._checks import check_batch, check_like, check_number, check_tensor, shape
 from .fast_double_backward import fast_double_backward
 from .interpolate import interpolate
 
@@ -30,7 +30,12 @@ def _score(op: str, outputs, output) -> torch.Tensor:
     if callable(output):
         outputs = output(outputs)
     elif output is not None:
-        outputs = outputs[output]
+        try:
+            outputs = outputs[output]
+        except (IndexError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"gankernels.{op}: output must name one of what the critic returned, got {output!r} for {type(outputs).__name__}."
+            ) from error
     elif isinstance(outputs, (tuple, list)) and outputs:
         outputs = outputs[0]
     if not isinstance(outputs, torch.Tensor):
@@ -65,6 +70,8 @@ def _compiled_between(score: torch.Tensor, x: torch.Tensor) -> bool:
 
 def _differentiable_score(op, critic, x, critic_args, critic_kwargs, output):
     """The critic's score, the points it is to be differentiated at, and all that the critic returned."""
+    if not callable(critic):
+        raise TypeError(f"gankernels.{op}: critic must be a callable, got {type(critic).__name__}.")
     if not torch.is_grad_enabled():
         raise RuntimeError(f"gankernels.{op}: gradients must be enabled, and this runs under torch.no_grad().")
     if not x.requires_grad:
@@ -85,6 +92,8 @@ def _differentiable_score(op, critic, x, critic_args, critic_kwargs, output):
             f"gankernels.{op}: the critic's score must depend on its input, and it carries no gradient: look for no_grad, detach "
             "or .data in the critic."
         )
+    if score.is_complex():
+        raise TypeError(f"gankernels.{op}: the critic's score must be real, got {str(score.dtype)[6:]}.")
     if not torch.compiler.is_compiling():
         if score is x or score._is_view() and score._base is x:
             raise RuntimeError(f"gankernels.{op}: critic must compute its score, and it returned its input or a view of it.")
@@ -303,6 +312,11 @@ def path_length_penalty(
         raise ValueError(f"gankernels.{op}: w must have shape (N, D) or (N, L, D), got {shape(w)}.")
     if not isinstance(mean_length, torch.Tensor) or mean_length.numel() != 1:
         raise TypeError(f"gankernels.{op}: mean_length must be a tensor of one element, which is updated in place.")
+    check_tensor(op, "mean_length", mean_length)
+    if mean_length.device != w.device:
+        raise ValueError(f"gankernels.{op}: mean_length must be on the device of w, {w.device}, got {mean_length.device}.")
+    if not callable(synthesis):
+        raise TypeError(f"gankernels.{op}: synthesis must be a callable, got {type(synthesis).__name__}.")
 
     def projected(w, *args, **kwargs):
         images = _score(op, synthesis(w, *args, **kwargs), output)
@@ -319,6 +333,10 @@ def path_length_penalty(
         op, projected, w if w.requires_grad else w.detach(), synthesis_args, synthesis_kwargs, None
     )
     (grads,) = torch.autograd.grad(score.sum(), w, create_graph=True, allow_unused=True)
+    if grads is None:
+        raise RuntimeError(
+            f"gankernels.{op}: the images must depend on w, and their gradient there is absent: look for detach or .data in synthesis."
+        )
     lengths = grads.float() if grads.dtype in (torch.float16, torch.bfloat16) else grads
     lengths = lengths.square().sum(-1)
     lengths = (lengths.mean(1) if w.dim() == 3 else lengths).sqrt()

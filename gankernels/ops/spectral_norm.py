@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 
 from .._registration import register
-from .._triton import is_dense
+from .._triton import fake_like, is_dense
 
 _op = torch.ops.gankernels
 
@@ -34,11 +34,11 @@ def reference(
     return weight / (u @ (matrix @ v)), u, v
 
 
-# --- fake and derivatives ---
+# --- fakes; the derivatives are nodes of csrc/autograd/spectral_norm.cpp ---
 
 
 def _like(weights):
-    return [torch.empty_like(w if is_dense(w) else w.contiguous()) for w in weights]
+    return [fake_like(w if is_dense(w) else w.contiguous()) for w in weights]
 
 
 def _power_iteration_fake(weights, u, v, dims, iterations, eps):
@@ -51,48 +51,8 @@ def _fake(weights, uv, sigma, dims):
     return _like(weights)
 
 
-def _setup_context(ctx, inputs, output):
-    weights, uv, sigma, ctx.dims = inputs
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*(out for w, out in zip(weights, output) if not w.requires_grad))
-    ctx.save_for_backward(uv, sigma, *weights)
-
-
-def _backward(ctx, grads):
-    uv, sigma, *weights = ctx.saved_tensors
-    layers = [i for i, grad in enumerate(grads) if grad is not None and ctx.needs_input_grad[0][i]]
-    out = [None] * len(weights)
-    if layers:
-        # an embedding's gradient may be sparse
-        chosen = [grads[i].to_dense() if grads[i].layout != torch.strided else grads[i] for i in layers]
-        for i, grad in zip(layers, _op.spectral_normalize_bwd(chosen, weights, uv, sigma, ctx.dims, layers)):
-            out[i] = grad
-    return out, None, None, None
-
-
 def _bwd_fake(grads, weights, uv, sigma, dims, layers):
     return _like([weights[i] for i in layers])
-
-
-def _bwd_setup_context(ctx, inputs, output):
-    grads, weights, uv, sigma, ctx.dims, ctx.layers = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(uv, sigma, *grads, *weights)
-
-
-def _bwd_backward(ctx, grad_grads):
-    uv, sigma, *tensors = ctx.saved_tensors
-    grads, weights = tensors[: len(ctx.layers)], tensors[len(ctx.layers) :]
-    places = [k for k, h in enumerate(grad_grads) if h is not None]
-    grads_out, weights_out = [None] * len(grads), [None] * len(weights)
-    if places:
-        layers = [ctx.layers[k] for k in places]
-        results = _op.spectral_normalize_bwd_bwd(
-            [grad_grads[k] for k in places], [grads[k] for k in places], weights, uv, sigma, ctx.dims, layers
-        )
-        for k, i, grad_out, weight_out in zip(places, layers, *results):
-            grads_out[k], weights_out[i] = grad_out, weight_out
-    return grads_out, weights_out, None, None, None, None
 
 
 def _bwd_bwd_fake(grad_grads, grads, weights, uv, sigma, dims, layers):
@@ -101,8 +61,8 @@ def _bwd_bwd_fake(grad_grads, grads, weights, uv, sigma, dims, layers):
 
 
 register("spectral_norm_power_iteration_", fake=_power_iteration_fake, mutates=True)
-register("spectral_normalize", fake=_fake, backward=_backward, setup_context=_setup_context)
-register("spectral_normalize_bwd", fake=_bwd_fake, backward=_bwd_backward, setup_context=_bwd_setup_context)
+register("spectral_normalize", fake=_fake, cpp_autograd=True)
+register("spectral_normalize_bwd", fake=_bwd_fake, cpp_autograd=True)
 register("spectral_normalize_bwd_bwd", fake=_bwd_bwd_fake)
 
 

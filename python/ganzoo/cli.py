@@ -12,7 +12,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from tyro.extras import SubcommandApp
 
 import ganzoo
-from ganzoo.errors import ArgumentError, Error
+from ganzoo.errors import ArgumentError, Error, program
 from ganzoo.training.run import RunOptions
 from ganzoo.variants import list_variants, variant_class
 
@@ -137,16 +137,15 @@ def reproduce_command(
     from ganzoo.published import PUBLISHED
     from ganzoo.training.reproduce import published_rows, reproduce, reproduce_published
 
-    command = shlex.join(["ganzoo", *sys.argv[1:]])
     for name, value in (("trials", trials), ("steps", steps)):
         if value < 0 or (value and what not in PUBLISHED):
             raise ArgumentError(name, "0, or at least 1 for a published row", value)
     if what == "list":
         lines = published_rows()
     elif what in PUBLISHED:
-        lines = reproduce_published(what, runs, command, trials=trials, steps=steps, device=device)
+        lines = reproduce_published(what, runs, _command(), trials=trials, steps=steps, device=device)
     else:
-        lines = reproduce(what, runs, command)
+        lines = reproduce(what, runs, _command())
     print(*lines, sep="\n")
 
 
@@ -176,6 +175,10 @@ def plot_command(
     print(f"Wrote {out}")
 
 
+def _command():
+    return f"{program()} {shlex.join(sys.argv[1:])}"
+
+
 @contextlib.contextmanager
 def _writing(argument, path):
     try:
@@ -200,7 +203,7 @@ def _train_command(variant_type):
     def command(variant: OmitArgPrefixes[variant_type], run: OmitArgPrefixes[RunOptions]):
         from ganzoo.training.run import train
 
-        train(variant, run, shlex.join(["ganzoo", *sys.argv[1:]]))
+        train(variant, run, _command())
 
     command.__doc__ = variant_type.__doc__
     return command
@@ -260,7 +263,7 @@ def main():
     refused = io.StringIO()
     try:
         with contextlib.redirect_stderr(refused):
-            command = _app().cli(prog="ganzoo", description=ganzoo.__doc__.splitlines()[0])
+            command = _app().cli(prog=program(), description=ganzoo.__doc__.splitlines()[0])
     except SystemExit as ending:
         sys.exit(_fail(_as_sentence(refused.getvalue())) if ending.code else 0)
     try:
@@ -276,7 +279,7 @@ def main():
             raise
         sys.exit(_fail("ganzoo: the memory is too small for networks and batches of this size."))
     except KeyboardInterrupt:
-        sys.exit(_fail("ganzoo: stopped; `ganzoo resume` goes on from the run's last checkpoint."))
+        sys.exit(_fail(f"ganzoo: stopped; `{program()} resume` goes on from the run's last checkpoint."))
 
 
 def _fail(sentence):

@@ -1,5 +1,8 @@
 """Mistakes in what the user gave, each told in one sentence, which is all that the command line prints."""
 
+import sys
+from pathlib import Path
+
 
 class Error(Exception):
     """Base of every error that ganzoo raises on purpose. Its text is `ganzoo:` and one complete sentence."""
@@ -23,6 +26,12 @@ class ArgumentError(Error, ValueError):
 
     def on_command_line(self):
         return f"ganzoo: --{self.argument.replace('_', '-')} must be {self.expectation}, got {self.got}."
+
+
+def program():
+    """What to type for this command line: ganzoo, or the file of a variant of one's own that is its command line."""
+    called = sys.argv[0]
+    return f"python {called}" if called.endswith(".py") and Path(called).name != "__main__.py" else "ganzoo"
 
 
 def reason(error):

@@ -131,6 +131,7 @@ def test_bad_c(c, error):
         (torch.ones(3).to_sparse(), TypeError, r"weights\[1\] must be dense, got sparse_coo"),
         (3.0, TypeError, r"weights\[1\] must be a tensor, got float"),
         (torch.ones(1).expand(3), ValueError, r"weights\[1\] must have its own memory for every element"),
+        (torch.ones(3, device="meta"), ValueError, "weights must be on one device, got cpu and meta"),
         pytest.param("cuda", ValueError, "weights must be on one device", marks=pytest.mark.gpu),
     ],
 )
@@ -140,6 +141,11 @@ def test_bad_tensors(bad, error, sentence):
     with pytest.raises(error, match=rf"^gankernels\.clip_weights_: {sentence}"):
         gk.clip_weights_([good, bad], C)
     assert good.eq(1).all() and good._version == 0
+
+
+def test_neither_a_module_nor_tensors():
+    with pytest.raises(TypeError, match=r"^gankernels\.clip_weights_: module_or_tensors must be a module or tensors, got float"):
+        gk.clip_weights_(3.0, C)
 
 
 def test_opcheck(device):

@@ -1,5 +1,7 @@
 """Routed layers against stock autograd: values, derivatives to third order, and the passes that are not made."""
 
+import contextlib
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -337,6 +339,26 @@ def test_writing_to_what_a_layer_saved_is_noticed():
     hidden.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("slope", (0.0, 0.2))
+def test_gradients_that_others_hold_are_not_overwritten(slope):
+    """An activation writes its gradient over the one that arrives, unless somebody else sees that memory."""
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(3, 4, 3).double(), torch.randn(2, 3, 6, 6, dtype=torch.float64, requires_grad=True)
+    results = []
+    for context in (contextlib.nullcontext(), gk.fast_double_backward()):
+        kept = []
+        with context:
+            hidden = conv(x)
+            y = F.leaky_relu(hidden, slope)
+        y.register_hook(kept.append)
+        hidden.register_hook(kept.append)
+        (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), conv.weight)
+        results.append([*(k.detach() for k in kept), first.detach(), second])
+    for ours, stock in zip(*results, strict=True):
+        torch.testing.assert_close(ours, stock, rtol=1e-12, atol=1e-12)
 
 
 def test_autocast_runs_in_low_precision_and_casts_back():

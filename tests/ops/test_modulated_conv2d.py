@@ -270,12 +270,14 @@ def test_compiled_equals_eager(form):
         assert_close(compiled, eager, 1e-11)
 
 
-def test_autocast_runs_the_convolution_in_its_dtype():
+@every("dtype", (torch.bfloat16, torch.float16), ids=str)
+def test_autocast_casts_the_image_and_keeps_in_range(dtype):
     tensors, more = arguments("layer", dtype=torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
+    tensors["weight"], tensors["styles"] = 1e3 * tensors["weight"], (3e2 * tensors["styles"]).to(dtype)  # out of a linear layer
+    with torch.autocast("cpu", dtype):
         y = gk.modulated_conv2d(**tensors, **more)
-    assert y.dtype == torch.bfloat16
-    assert_close(y, gk.reference.modulated_conv2d(**wide(tensors), **more), 6 * TOLERANCE[torch.bfloat16])
+    assert y.dtype == dtype
+    assert_close(y, gk.reference.modulated_conv2d(**wide(tensors), **more), 6 * TOLERANCE[dtype])
 
 
 X, W, S, F4 = torch.ones(2, 3, 4, 5), torch.ones(6, 3, 3, 3), torch.ones(2, 3), torch.ones(4)

@@ -336,6 +336,13 @@ def test_a_penalty_is_never_lost_in_silence(name):
             penalty()
 
 
+def test_a_generator_detached_from_its_styles_raises():
+    mean_length = torch.zeros(())
+    with pytest.raises(RuntimeError, match="the images must depend on w, and their gradient there is absent"):
+        gk.path_length_penalty(lambda w: LINEAR(w.detach()).view(-1, 1, 1, 1), torch.randn(3, 4), mean_length)
+    assert mean_length == 0
+
+
 def test_under_no_grad_it_raises():
     with torch.no_grad(), pytest.raises(RuntimeError, match="gradients must be enabled"):
         gk.r1_penalty(LINEAR, torch.randn(3, 4))
@@ -384,6 +391,13 @@ BAD = {
     "w_shape": (lambda: gk.path_length_penalty(LINEAR, X[0], torch.zeros(())), r"w must have shape \(N, D\) or \(N, L, D\)"),
     "mean_length": (lambda: gk.path_length_penalty(LINEAR, X, 0.0), "mean_length must be a tensor of one element"),
     "images": (lambda: gk.path_length_penalty(LINEAR, X, torch.zeros(())), r"synthesis must return images .* got \(3, 1\)"),
+    "mean_length_integer": (lambda: gk.path_length_penalty(LINEAR, X, torch.zeros((), dtype=torch.int64)), "mean_length must be float64"),
+    "mean_length_device": (lambda: gk.path_length_penalty(LINEAR, X, torch.zeros((), device="meta")), "mean_length .* cpu, got meta"),
+    "synthesis": (lambda: gk.path_length_penalty(None, X, torch.zeros(())), "synthesis must be a callable, got NoneType"),
+    "critic": (lambda: gk.r1_penalty(3, X), "critic must be a callable, got int"),
+    "complex": (lambda: gk.r1_penalty(lambda x: x.to(torch.complex64).sum(1), X), "score must be real, got complex64"),
+    "output": (lambda: gk.r1_penalty(lambda x: (LINEAR(x),), X, output=2), "output must name one .* got 2 for tuple"),
+    "eps": (lambda: gk.gradient_penalty(LINEAR, X, X, eps=1.5), r"eps must be a tensor or a number in \[0, 1\], got 1.5"),
 }  # fmt: skip
 
 

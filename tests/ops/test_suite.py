@@ -1,5 +1,7 @@
 """The op suite: every promise of an op that does not depend on which op it is, for every entry of specs/."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -119,18 +121,36 @@ def test_beyond_its_order_an_op_raises(spec, device):
         torch.autograd.grad(first[0].square().sum(), args[spec.differentiable[-1]])
 
 
+def assert_fake_equals_real(spec, args, real):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode() as mode:
+        fake = as_tuple(spec.op(*[mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in args]))
+    for r, f in zip(as_tuple(real), fake, strict=True):
+        assert (r.shape, r.stride(), r.dtype) == (f.shape, f.stride(), f.dtype)
+
+
 @each_spec
 @every("layout", ("contiguous", "channels_last", "sliced", "transposed"))
 def test_fake_tensors_have_the_strides_of_real_ones(spec, layout, device):
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     for size in spec.shapes:
         args = inputs_of(spec, size, torch.float32, device, layout)
-        real = as_tuple(spec.op(*args))
-        with FakeTensorMode() as mode:
-            fake = as_tuple(spec.op(*[mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in args]))
-        for r, f in zip(real, fake, strict=True):
-            assert (r.shape, r.stride(), r.dtype) == (f.shape, f.stride(), f.dtype)
+        assert_fake_equals_real(spec, args, spec.op(*args))
+
+
+@each_spec
+@every("layout", ("contiguous", "channels_last", "sliced"))
+def test_without_elements(spec, layout, device):
+    """Whichever dimension is 0, an op refuses in one sentence or returns what its fake says, strides included."""
+    for dim in range(len(spec.shapes["odd"])):
+        shape = tuple(0 if d == dim else size for d, size in enumerate(spec.shapes["odd"]))
+        args = inputs_of(dataclasses.replace(spec, shapes={"empty": shape}), "empty", torch.float32, device, layout)
+        try:
+            real = spec.op(*args)
+        except (RuntimeError, ValueError) as refusal:
+            assert str(refusal).startswith("gankernels.")
+        else:
+            assert_fake_equals_real(spec, args, real)
 
 
 @each_spec

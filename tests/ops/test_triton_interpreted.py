@@ -28,13 +28,12 @@ each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: f"{FAMILY[sp
 @each_spec
 @pytest.mark.parametrize(
     ("dtype", "layout"),
-    [
-        *(
-            (dtype, layout)
-            for dtype in (torch.float64, torch.float32, torch.bfloat16)
-            for layout in ("contiguous", "channels_last")
-        ),
-        (torch.float32, "sliced"),  # the launcher copies them, whatever their dtype
+    [  # every dtype and every layout, not every pair: which loads are cast has nothing to do with where they are
+        (torch.float64, "contiguous"),
+        (torch.float32, "contiguous"),
+        (torch.float32, "channels_last"),
+        (torch.bfloat16, "channels_last"),
+        (torch.float32, "sliced"),
         (torch.float32, "transposed"),
     ],
     ids=str,
@@ -43,7 +42,8 @@ def test_interpreted_kernels_equal_the_reference(spec, dtype, layout):
     launcher = launcher_of(spec)
     if launcher is None:
         pytest.skip("its GPU kernel is CUDA C++")
-    for size in spec.shapes.keys() - {"large"}:  # the interpreter is slow
+    copied = layout in ("sliced", "transposed")  # by the launcher, whatever the size
+    for size in ("odd",) if copied else spec.shapes.keys() - {"large"}:  # the interpreter is slow
         args = inputs_of(spec, size, dtype, "cpu", layout)
         # the interpreter rounds to bfloat16 towards zero where a GPU rounds to nearest
         tolerance = TOLERANCE[dtype] * (2 if dtype == torch.bfloat16 else 1)

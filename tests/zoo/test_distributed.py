@@ -45,7 +45,7 @@ def test_the_means_over_processes_are_the_values_themselves_when_there_is_one():
     assert distributed.size() == 1 and distributed.rank() == 0
 
 
-def test_a_process_that_dies_ends_the_run_which_can_be_resumed_and_sampled(python, tmp_path):
+def test_a_process_that_dies_ends_the_run_which_can_be_resumed_sampled_and_measured(python, tmp_path, monkeypatch):
     options = "--width 2 --latent 4 --batch 4 --save-every 5 --no-tensorboard --compare-blocks 0".split()
     process = python(*TORCHRUN, "-m", "ganzoo", "train", "gan", *options, "--steps", "100000", "--runs", str(tmp_path))
     deadline = time.time() + 100
@@ -68,7 +68,7 @@ def test_a_process_that_dies_ends_the_run_which_can_be_resumed_and_sampled(pytho
     assert process.returncode == 0, errors
     assert load_checkpoint(run)["steps"] == steps + 3
 
-    drawn = []
+    drawn, measured = [], []
     for number, launcher in enumerate(([], TORCHRUN)):
         out = tmp_path / f"{number}.png"
         module = ["-m", "--", "ganzoo"] if launcher else ["-m", "ganzoo"]  # else torchrun takes --n for one of its own
@@ -76,4 +76,10 @@ def test_a_process_that_dies_ends_the_run_which_can_be_resumed_and_sampled(pytho
         _, errors = process.communicate(timeout=100)
         assert process.returncode == 0, errors
         drawn.append(out.read_bytes())
+        monkeypatch.setenv("GANZOO_CACHE", str(tmp_path / f"cache{number}"))
+        process = python(*launcher, *module, "evaluate", str(run), "--n", "600", "--extractor", "pixels")
+        out, errors = process.communicate(timeout=100)
+        assert process.returncode == 0, errors
+        measured.append(out)
     assert drawn[0] == drawn[1]
+    assert measured[0] == measured[1] and len(measured[0].splitlines()) == 7

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 import ganzoo
 from ganzoo import Trainer
-from ganzoo.data.base import DataSet
+from ganzoo.data.base import DataSet, Paired
 from ganzoo.training.draw import Order, Source
 from ganzoo.training.health import Diverged, Health, alarms
 from ganzoo.variants import Regularizer
@@ -260,14 +260,29 @@ def test_fetching_ahead_changes_nothing():
 def test_domains_have_orders_of_their_own():
     class Unpaired(Toy):
         def discriminator_loss(self, networks, draw, ops):
-            self.seen = draw.real("a"), draw.real("b")
-            return super().discriminator_loss(networks, draw, ops)
+            self.seen = a, b = draw.real("a"), draw.real("b")
+            return (networks.discriminator(a) - networks.discriminator(b)).mean(), {}
 
     trainer = Trainer(Unpaired(), {"a": points(), "b": points()})
     trainer.step()
     a, b = trainer.variant.seen
-    assert not torch.equal(a, b) and trainer.state_dict()["positions"] == {"a": 16, "b": 8}
+    assert not torch.equal(a, b) and trainer.state_dict()["positions"] == {"a": 8, "b": 8}
     assert trainer.data.fields == {"a": (2,), "b": (2,)}
+
+
+def test_data_of_another_kind_than_a_variant_draws_are_refused():
+    class OfTwoDomains(Toy):
+        def generator_loss(self, networks, draw, ops):
+            return draw.real("b").mean(), {}
+
+    with pytest.raises(
+        ganzoo.Error, match="this variant draws single images, and a sample of the data has a, b instead"
+    ):
+        Trainer(Toy(), Paired(points(), points(), "pairs")).step()
+    with pytest.raises(ganzoo.Error, match="this variant draws from a domain b, which the data do not have"):
+        Trainer(OfTwoDomains(), points()).step()
+    with pytest.raises(ganzoo.Error, match="this variant draws from one data set, and the data are the domains a, b"):
+        Trainer(Toy(), {"a": points(), "b": points()}).step()
 
 
 def test_divergence_names_the_step_and_the_term():

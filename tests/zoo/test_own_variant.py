@@ -25,6 +25,11 @@ def test_a_variant_of_ones_own_trains_resumes_samples_and_evaluates_from_one_fil
     command("sample", run, "--n", 100, "--out", "points.png")
     assert (tmp_path / "points.png").stat().st_size > 1000
     assert "modes covered" in command("evaluate", run)
+    assert f"python {FILE} resume {run.relative_to(tmp_path)}" in (run / "README.txt").read_text()
+    process = python("-m", "ganzoo", "sample", str(run), cwd=tmp_path)
+    assert process.communicate(timeout=120)[1] == (
+        "ganzoo: the run is of a variant relativistic that is not registered: run the file that defines it, or import it.\n"
+    )
 
 
 def test_it_can_be_used_from_python_too(python, tmp_path):

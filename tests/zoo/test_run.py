@@ -16,6 +16,7 @@ from ganzoo.plots import save_grid
 from ganzoo.training.checkpoint import Generator, load_checkpoint, slerp
 from ganzoo.training.compare import compare_speed, speed_line
 from ganzoo.training.monitor import Monitor
+from ganzoo.variants import Networks
 from PIL import Image
 
 QUICK = "--width 4 --latent 8 --batch 16 --no-tensorboard --compare-blocks 0".split()
@@ -144,9 +145,17 @@ def test_resume_goes_on_further(ganzoo_command, tmp_path):
         ("sample no/run --n 0", "--n must be at least 1, got 0."),
         ("interpolate no/run --frames 1", "--frames must be at least 2, got 1."),
         ("interpolate no/run", "no/run must be the folder of a run or its generator.safetensors, and there is none."),
+        (
+            "evaluate no/run --device tpu9",
+            "--device must be cpu, or an accelerator of this machine such as cuda, got 'tpu9'.",
+        ),
         ("evaluate no/run", "no/run must be the folder of a run or its generator.safetensors, and there is none."),
         ("plot no/run", "no/run must be the folder of a run, and has no metrics.jsonl with figures."),
-        ("reproduce no/run", "no/run/config.json is missing or damaged (FileNotFoundError)."),
+        (
+            "reproduce no/run",
+            "no/run must be the folder of a run, or one of pacgan-ring-gan, pacgan-grid-gan, wgan-gp-ring, wgan-gp-grid, "
+            "wgan-gp-swiss-roll.",
+        ),
         ("train gan --precision fp8", "--precision must be one of fp32, bf16, fp16, got 'fp8'."),
         ("train gan --cuda-graph", "--cuda-graph must be used on a CUDA device, got cpu."),
         ("train gan --data-options size", "--data-options must be pairs such as size=32, got size."),
@@ -197,6 +206,30 @@ def test_interpolations_pass_through_their_latents(images):
     a, b = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 3.0])
     torch.testing.assert_close(slerp(a, b, 0.5), torch.tensor([3.0, 3.0]) / 2**0.5)
     torch.testing.assert_close(slerp(a, a, 0.5), a)
+
+
+class Styled(torch.nn.Module):
+    """A generator with a mapping from latents to styles."""
+
+    def __init__(self):
+        super().__init__()
+        self.mapping, self.synthesis = (
+            torch.nn.Linear(4, 3),
+            torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Tanh()),
+        )
+
+    def forward(self, latents):
+        return self.synthesis(self.mapping(latents))
+
+
+def test_styles_are_mixed_between_those_of_the_latents():
+    variant = ganzoo.create("gan", latent=4)
+    generator = Generator(variant, None, 0, Networks(generator=Styled()))
+    a, b = variant.latents(2, torch.Generator().manual_seed(5))
+    walk = generator.interpolate(2, 3, space="w", path="lerp", seed=5)
+    network = generator.networks.generator
+    torch.testing.assert_close(walk[[0, 2]], network(torch.stack([a, b])))
+    torch.testing.assert_close(walk[1], network.synthesis((network.mapping(a) + network.mapping(b)) / 2))
 
 
 def test_a_run_that_diverges_goes_back_and_on_with_other_numbers(ganzoo_command, tmp_path, monkeypatch):

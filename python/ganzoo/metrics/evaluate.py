@@ -15,6 +15,7 @@ from ganzoo.metrics.modes import count_coverage, mode_coverage
 from ganzoo.metrics.neighbours import NEAREST, neighbourhoods
 from ganzoo.metrics.reference import reference
 from ganzoo.metrics.wasserstein import wasserstein_distance
+from ganzoo.training import distributed
 
 EXTRACTORS = ("pixels", "classifier", "inception")
 TRANSPORTED = 2500
@@ -44,7 +45,13 @@ def make_extractor(word, data, device="cpu"):
         return Inception(device)
     if word != "classifier":
         raise ArgumentError("extractor", f"one of {', '.join(EXTRACTORS)}", repr(word))
-    return Classifier(open_data("digits", split="train") if data.name == "digits" else data)
+    return _classifier(open_data("digits", split="train") if data.name == "digits" else data)
+
+
+def _classifier(data):
+    if distributed.size() > 1:
+        distributed.from_first(lambda: Classifier(data).name)  # which trains it, and the others read it
+    return Classifier(data)
 
 
 def evaluate(samples, data, extractor="", labels=None, device="cpu"):
@@ -68,6 +75,8 @@ def evaluate(samples, data, extractor="", labels=None, device="cpu"):
             that the extractor assigns to them.
         device: where Inception runs.
 
+    Under torchrun all processes call it with the same samples; they share the extraction of features, and all get the figures.
+
     Returns a list of `Figure`, each of which prints as a line that says all that it depends on.
 
     Raises `Error` for samples of another shape than the data's, or when an extractor's files are missing.
@@ -87,7 +96,8 @@ def evaluate(samples, data, extractor="", labels=None, device="cpu"):
         return _stacked_figures(samples, data)
     extractor = make_extractor(extractor, data, device) if isinstance(extractor, str) else extractor
     if len(data.shape) == 1:
-        return _point_figures(samples, data) + _feature_figures(samples, data, extractor)
+        points = distributed.from_first(lambda: _point_figures(samples, data))
+        return points + _feature_figures(samples, data, extractor)
     return _feature_figures(samples, data, extractor, labels)
 
 
@@ -110,10 +120,10 @@ def _point_figures(samples, data):
 
 
 def _stacked_figures(samples, data):
-    classifier = Classifier(data.digits)
-    with torch.no_grad():
-        digits = [classifier.extract(part.flatten(0, 1)[:, None])[1].argmax(1) for part in samples.split(BATCH)]
-    a, b, c = torch.cat(digits).unflatten(0, (-1, 3)).unbind(1)
+    classifier = _classifier(data.digits)
+    single = [part.flatten(0, 1)[:, None] for part in samples.split(BATCH)]
+    digits = torch.cat([probabilities.argmax(1) for _, probabilities in _extracted(classifier, single)])
+    a, b, c = digits.unflatten(0, (-1, 3)).unbind(1)
     coverage = count_coverage(100 * a + 10 * b + c, data.classes, len(samples))
     known = "1,000 equally likely triples of digits"
     return [
@@ -122,15 +132,26 @@ def _stacked_figures(samples, data):
     ]
 
 
+def _extracted(extractor, parts):
+    """Features and probabilities, on the CPU, of each of the parts; several processes share the work."""
+
+    @torch.no_grad()
+    def extract(part):
+        features, probabilities = extractor.extract(part)
+        return features.cpu(), None if probabilities is None else probabilities.cpu()
+
+    return distributed.shared_out(extract, parts)
+
+
 def _feature_figures(samples, data, extractor, labels=None):
     real = reference(data, extractor)
-    features, probabilities = [], []
-    with torch.no_grad():
-        for part in samples.split(BATCH):
-            batch = extractor.extract(part)
-            features.append(batch[0].cpu())
-            probabilities.append(batch[1])
-    features, n = torch.cat(features), len(samples)
+    features, probabilities = zip(*_extracted(extractor, samples.split(BATCH)))
+    probabilities = None if probabilities[0] is None else torch.cat(probabilities)
+    return distributed.from_first(lambda: _compared(torch.cat(features), probabilities, real, data, extractor, labels))
+
+
+def _compared(features, probabilities, real, data, extractor, labels):
+    n = len(features)
 
     def figure(name, value, n=n, of=len(data)):
         split = f"{data.name}/{data.split}, {of}" + (f" of {len(data)}" if of < len(data) else "")
@@ -154,9 +175,8 @@ def _feature_figures(samples, data, extractor, labels=None):
         figure(f"{names[1]}, standard deviation ({subsets})", spread, of=len(real.features)),
         *figures,
     ]
-    if probabilities[0] is None:
+    if probabilities is None:
         return figures
-    probabilities = torch.cat([part.cpu() for part in probabilities])
     mean, spread = inception_score(probabilities)
     alone = [(f"{names[2]} (10 splits)", mean), (f"{names[2]}, standard deviation (10 splits)", spread)]
     if labels is not None:

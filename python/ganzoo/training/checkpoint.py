@@ -17,7 +17,7 @@ from ganzoo.files import write_atomically
 from ganzoo.training.draw import check_seed, private_random
 from ganzoo.training.loop import draw_samples
 from ganzoo.training.ops import get_ops
-from ganzoo.variants.base import DataInfo, Networks, create
+from ganzoo.variants.base import DataInfo, Networks, create_saved
 
 CHECKPOINT = "checkpoint.pt"
 GENERATOR = "generator.safetensors"
@@ -160,7 +160,7 @@ def load(path):
         with safetensors.safe_open(file, "pt") as opened:
             described = json.loads(opened.metadata()["ganzoo"])
             weights = {name: opened.get_tensor(name) for name in opened.keys()}
-        variant = create(described["variant"], **described["options"])
+        variant = create_saved(described["variant"], described["options"])
         data = DataInfo(**described["data"])
         variant.phase, steps = described["phase"], described["steps"]
     except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:

@@ -91,6 +91,19 @@ def from_first(function):
     return box[0]
 
 
+def shared_out(function, parts):
+    """`function(part)` for each of the parts, in their order. Each is called in one process, and all of them get the results."""
+    for start in range(0, len(parts), size()):
+        number = start + rank()
+        result = function(parts[number]) if number < len(parts) else None
+        if size() == 1:
+            yield result
+        else:
+            results = [None] * size()
+            dist.all_gather_object(results, result)
+            yield from results[: len(parts) - start]
+
+
 def merged(rows, shape, device):
     """Tensors in which each process has filled other rows, as one. A process that filled none may pass None."""
     rows = torch.zeros(shape, device=device) if rows is None else rows

@@ -135,7 +135,13 @@ class Draw:
 
     def batch(self, domain=None, count=None):
         """`count` samples, `batch` unless given, of the data or of one of its domains: a dict of fields."""
+        if domain is None and len(self.positions) > 1:
+            raise Error(
+                f"this variant draws from one data set, and the data are the domains {', '.join(self.positions)}."
+            )
         domain = self._main if domain is None else domain
+        if domain not in self.positions:
+            raise Error(f"this variant draws from a domain {domain}, which the data do not have.")
         count = self._variant.batch if count is None else count
         size, position = count // self._shares, self.positions[domain]
         self.positions[domain] = position + count
@@ -144,7 +150,10 @@ class Draw:
 
     def real(self, domain=None, count=None):
         """The same samples' images alone, (count, ...)."""
-        return self.batch(domain, count)["image"]
+        batch = self.batch(domain, count)
+        if "image" not in batch:
+            raise Error(f"this variant draws single images, and a sample of the data has {', '.join(batch)} instead.")
+        return batch["image"]
 
     def latents(self, count=None):
         """Latents from the variant's prior, `batch` of them unless given."""

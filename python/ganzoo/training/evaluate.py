@@ -12,6 +12,7 @@ from ganzoo.files import write_atomically
 from ganzoo.metrics.evaluate import evaluate, sample_count
 from ganzoo.training import distributed
 from ganzoo.training.checkpoint import load
+from ganzoo.training.loop import as_device
 from ganzoo.training.run import open_data, read_config
 
 EVALUATION = "evaluation.jsonl"
@@ -22,6 +23,7 @@ def evaluate_run(run, *, data="", n=0, extractor="", seed=1, device="cpu"):
     `evaluation.jsonl`. Returns a list of `ganzoo.metrics.figure.Figure`."""
     if n < 0:
         raise ArgumentError("n", "at least 1, or 0 for the number that suits the data", n)
+    as_device(device)
     generator, folder = load(run), Path(run)
     if not data and not folder.is_dir():
         raise Error(f"{run} is not the folder of a run, so --data must say what to compare with.")
@@ -31,7 +33,7 @@ def evaluate_run(run, *, data="", n=0, extractor="", seed=1, device="cpu"):
     n = n or sample_count(reference)
     labels = torch.arange(n) % generator.data.classes if generator.variant.conditional else None
     samples = generator.sample(n, seed=seed, labels=labels)
-    figures = distributed.from_first(lambda: evaluate(samples, reference, extractor, labels, device))
+    figures = evaluate(samples, reference, extractor, labels, device)
     if folder.is_dir() and distributed.rank() == 0:
         path = folder / EVALUATION
         lines = [json.dumps({"step": generator.steps, "seed": seed, **asdict(figure)}) + "\n" for figure in figures]

@@ -23,6 +23,8 @@ PICTURES = 20
 
 def reproduce(run, runs, command):
     """Train a run's configuration again in a new folder below `runs`. Returns lines that compare the two."""
+    if not Path(run).is_dir():
+        raise Error(f"{run} must be the folder of a run, or one of {', '.join(PUBLISHED)}.")
     variant, options, config = read_config(run)
     state = load_checkpoint(run)
     if state["steps"] < variant.steps:

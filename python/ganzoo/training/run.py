@@ -13,7 +13,7 @@ import gankernels
 import torch
 
 import ganzoo.data
-from ganzoo.errors import ArgumentError, Error
+from ganzoo.errors import ArgumentError, Error, program
 from ganzoo.files import write_atomically
 from ganzoo.metrics.digits import DigitJudge
 from ganzoo.options import Checked, Count, CountOrZero
@@ -25,7 +25,7 @@ from ganzoo.training.draw import check_seed
 from ganzoo.training.health import Diverged, Health, alarms
 from ganzoo.training.loop import PRECISIONS, Trainer, as_device
 from ganzoo.training.monitor import Monitor, Silent
-from ganzoo.variants.base import create
+from ganzoo.variants.base import create_saved
 
 LOG_EVERY = 10
 GRID, POINTS = 64, 1000
@@ -40,10 +40,10 @@ README = """This folder is a run of ganzoo: {variant} on {data}, started with
 
 Go on with it, draw from it, measure it, draw its curves again:
 
-    ganzoo resume {folder}
-    ganzoo sample {folder} --n 64
-    ganzoo evaluate {folder}
-    ganzoo plot {folder}
+    {program} resume {folder}
+    {program} sample {folder} --n 64
+    {program} evaluate {folder}
+    {program} plot {folder}
 
 config.json            variant, options, data, versions and the command
 metrics.jsonl          the figures of every {log_every}th step, one JSON object a line; seconds are those of training
@@ -133,7 +133,14 @@ def train(variant, options, command):
             "versions": versions(),
         }
         write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
-        words = dict(variant=variant.name, data=options.data, command=command, folder=folder, log_every=LOG_EVERY)
+        words = dict(
+            variant=variant.name,
+            data=options.data,
+            command=command,
+            program=program(),
+            folder=folder,
+            log_every=LOG_EVERY,
+        )
         write_atomically(folder / "README.txt", README.format(**words).encode())
         save_checkpoint(folder, trainer)
     _carry_out(folder, trainer, options)
@@ -144,7 +151,7 @@ def read_config(folder):
     """The variant and the `RunOptions` of a run folder, and its whole config. Raises `Error` where it is damaged."""
     try:
         config = json.loads((Path(folder) / "config.json").read_text())
-        variant, options = create(config["variant"], **config["options"]), RunOptions(**config["run"])
+        variant, options = create_saved(config["variant"], config["options"]), RunOptions(**config["run"])
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise Error(f"{Path(folder) / 'config.json'} is missing or damaged ({type(error).__name__}).") from error
     return variant, options, config
@@ -220,7 +227,7 @@ def _carry_out(folder, trainer, options):
             raise
         cause = "another process of the run ended" if distributed.size() > 1 else "the run was told to stop"
         raise Error(
-            f"{cause}, at step {trainer.steps}; `ganzoo resume {folder}` goes on from the last checkpoint."
+            f"{cause}, at step {trainer.steps}; `{program()} resume {folder}` goes on from the last checkpoint."
         ) from error
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -182,6 +182,15 @@ def variant_class(name):
     return _VARIANTS[name]
 
 
+def create_saved(name, options):
+    """The variant that a file names. Raises `Error` where it is one of somebody's own that is not registered here."""
+    if name not in _VARIANTS:
+        raise Error(
+            f"the run is of a variant {name} that is not registered: run the file that defines it, or import it."
+        )
+    return create(name, **options)
+
+
 def create(name, **options):
     """The variant of that name with these options in place of its defaults, checked.
 

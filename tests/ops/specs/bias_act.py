@@ -200,6 +200,7 @@ SPECS = [
             bad=_BAD if name == "lrelu" else {},
             real=_REAL.get(name, {}),
             peers=_PEERS if name == "lrelu" else {},
+            goals={"forward_backward": {"stock": 2.0}} if name == "lrelu" else {},
         )
         for name, act, sides, more in (
             ("lrelu", "lrelu", ("b",), {}),

@@ -149,6 +149,7 @@ def _lrelu_bwd_reference(grad, mask, fu, fd, up, down, padding, middle, size, ga
 _UPFIRDN = {
     "upfirdn2d_up": (SMALL.outer(SMALL) / 64, 2, 1, [2, 1, 2, 1], False, 4.0),
     "upfirdn2d_down": (LONG, 1, 2, [5, 6, 5, 5], True, 1.0),
+    "upfirdn2d_halve": (SMALL.outer(SMALL) / 64, 1, 2, [1, 1, 1, 1], False, 1.0),
     "upfirdn2d_both": (MATRIX, [3, 2], [2, 3], [3, -1, 2, 0], False, 0.7),
     "upfirdn2d_blur": (SMALL, 1, 1, [2, -1, 1, 2], False, 1.3),
 }
@@ -161,7 +162,7 @@ SPECS = [
         _image_and(f, *constants),
         (0,),
         (0,),
-        shapes=_SHAPES,
+        shapes={size: _SHAPES[size] for size in ("odd", "large")} if name == "upfirdn2d_halve" else _SHAPES,
         bad=_BAD if name == "upfirdn2d_up" else {},
         real=real,
         peers={
@@ -175,6 +176,7 @@ SPECS = [
         # StyleGAN2's RGB images and feature maps on the way to 64², 256² and 1024², its critic's at 64² and 256²
         (
             {"up_64": (8, 64, 64, 64), "up_256": (2, 128, 128, 128), "up_1024": (1, 32, 512, 512), "up_rgb_1024": (4, 3, 512, 512)},
+            {"down_128": (8, 64, 128, 128)},
             {"down_128": (8, 64, 128, 128), "down_256": (2, 128, 256, 256)},
             {},
             {"blur_64": (8, 64, 64, 64), "blur_256": (2, 128, 256, 256)},

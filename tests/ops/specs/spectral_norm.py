@@ -10,7 +10,7 @@ _op = torch.ops.gankernels
 def _spectral_norm_inputs(shape, dtype, device):
     """A weight and a vector pair for its dimensions 0 and 1, all positive so that sigma is well away from 0."""
     n = torch.Size(shape).numel()
-    vectors = [torch.rand(k, dtype=torch.float64) for d in (0, 1) for k in (shape[d], n // shape[d])]
+    vectors = [torch.rand(k, dtype=torch.float64) for d in (0, 1) for k in (shape[d], n // max(shape[d], 1))]
     return 1 + 0.3 * randn(shape, dtype, device), *((v / v.norm()).to(device, dtype) for v in vectors)
 
 
