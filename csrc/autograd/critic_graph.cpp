@@ -140,8 +140,7 @@ Shape shape_of(const Edge& edge) { return edge.function->input_metadata(edge.inp
 
 // Why the fold cannot pass this node on its edge `input`, or nothing.
 std::string obstacle(Node& node, size_t input) {
-  if (!node.pre_hooks().empty() || !node.tensor_pre_hooks().empty() || !node.post_hooks().empty() || !node.retains_grad_hooks().empty())
-    return "has a hook";
+  if (has_hooks(node)) return "has a hook";
   const Pass pass{node, input, shape_of(node.next_edge(input)), node.input_metadata(0).shape_as_dim_vector()};
   const auto mixes = "relates samples to each other, or may";
   if (const auto* known = dynamic_cast<const KnowsRows*>(&node))

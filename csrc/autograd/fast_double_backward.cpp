@@ -515,8 +515,27 @@ Tensor max_pool(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntArra
   return local<MaxPool>(x, kernel, stride, padding, dilation, ceil_mode);
 }
 
+bool both_are(int64_t number, IntArrayRef pair) { return pair.size() == 2 && pair[0] == number && pair[1] == number; }
+
+// The mean over 2x2 of a convolution is a convolution of stride 2 by the mean of its kernel's four shifts: (k + 1)^2 products where the
+// convolution takes 4 k^2. It has run by now, but every further pass is over the other. Undefined where y is not such a convolution, or
+// may be not what it returned, or somebody listens to its gradient.
+Tensor pooled_convolution(const Tensor& y) {
+  const NodePtr node = y.grad_fn();
+  auto* convolution = dynamic_cast<Product<Convolution>*>(node.get());
+  if (!convolution || y._version() != 0 || has_hooks(*node)) return {};
+  const Convolution& before = *convolution->product;
+  const Tensor x = convolution->unpack(0), w = convolution->unpack(1), b = convolution->unpack(2);
+  if (before.transposed || !both_are(1, before.stride) || !both_are(1, before.dilation) || std::min(w.size(2), w.size(3)) < 3) return {};
+  auto strided = c10::make_intrusive<Convolution>(before);
+  strided->stride = {2, 2};
+  return product_of(x, at::avg_pool2d(at::constant_pad_nd(w, {1, 1, 1, 1}), {2, 2}, {1, 1}), b, strided);
+}
+
 Tensor avg_pool(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, bool ceil_mode,
                 bool count_include_pad, optional<int64_t> divisor) {
+  if (both_are(2, kernel) && both_are(2, stride) && both_are(0, padding) && !ceil_mode && !divisor && x.sym_size(2) > 1 && x.sym_size(3) > 1)
+    if (Tensor y = pooled_convolution(x); y.defined()) return y;
   return local<AvgPool>(x, kernel, stride, padding, ceil_mode, count_include_pad, divisor);
 }
 

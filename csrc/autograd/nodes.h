@@ -55,6 +55,11 @@ struct SavingNode : Node {
   bool wants(size_t i) const { return next_edge(i).is_valid() && task_should_compute_output(i); }
 };
 
+inline bool has_hooks(Node& node) {
+  return !node.pre_hooks().empty() || !node.tensor_pre_hooks().empty() || !node.post_hooks().empty() ||
+         !node.retains_grad_hooks().empty();
+}
+
 inline void refuse_other_autograds(std::initializer_list<Tensor> inputs) {
   if (const auto& tls = at::functorch::functorchTLSAccessor()) tls->checkSupportsCppAutogradFunction();
   for (const Tensor& t : inputs)

@@ -412,3 +412,22 @@ def test_a_network_it_does_not_know_stays_right():
     results = [penalty_and_gradients(f, model, x) for f in (model, routed(model))]
     for a, b in zip(*results, strict=True):
         assert (a is None and b is None) or torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("kernel", "padding", "groups", "size"), [(3, 1, 1, 8), (3, 0, 2, 9), (4, 1, 1, 8), (5, 2, 4, 7)])
+def test_the_mean_of_a_convolution_is_a_strided_convolution(kernel, padding, groups, size):
+    layers = nn.Sequential(nn.Conv2d(4, 4, kernel, padding=padding, groups=groups), nn.AvgPool2d(2)).double()
+    x = torch.randn(2, 4, size, size, dtype=torch.float64, requires_grad=True)
+
+    def derivatives(y):
+        (g,) = torch.autograd.grad(y.tanh().sum(), x, create_graph=True)
+        return y, g, *torch.autograd.grad(g.square().sum(), list(layers.parameters()))
+
+    with gk.fast_double_backward():
+        mine = layers(x)
+        listened = layers[0](x)
+        listened.register_hook(lambda g: 2 * g)
+        listened = layers[1](listened)
+    assert mine.grad_fn.name() == "gankernels::Convolution" and listened.grad_fn.name() == "gankernels::Local"
+    for a, b in zip(derivatives(mine), derivatives(layers(x)), strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
