@@ -356,9 +356,10 @@ class fast_double_backward(TorchFunctionMode):  # noqa: N801  a context manager,
 
     Known: convolutions and transposed convolutions of 1 to 3 dimensions, linear layers, ReLU, leaky ReLU (also in place), ReLU6,
     hardtanh, threshold, abs, evaluation-mode RReLU, max and average pooling, reflection and replication padding, batch and instance
-    norm with fixed statistics. A convolution's mean over 2x2 becomes a convolution of stride 2, of 4/9 the products at 3x3. Values and gradients of every order are those of stock PyTorch; only zeros that stock computes are
-    left out. A parameter that moves the penalty only through a switching pattern (say, a learned offset added before a ReLU) may
-    get no .grad where stock hands it a tensor of zeros; biases of convolutions, linear layers and norms get their zeros.
+    norm with fixed statistics. A convolution's mean over 2x2 becomes a convolution of stride 2, of 4/9 the products at 3x3. Values
+    and gradients of every order are those of stock PyTorch; only zeros that stock computes are left out. A parameter that moves the
+    penalty only through a switching pattern (say, a learned offset added before a ReLU) may get no .grad where stock hands it a
+    tensor of zeros; biases of convolutions, linear layers and norms get their zeros.
 
     Known too, with a fused second derivative, and no third: layer, group, instance and RMS norm, GELU, SiLU, tanh, sigmoid, softplus,
     ELU, SELU, scaled dot-product attention without a mask or dropout.
