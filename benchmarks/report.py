@@ -22,8 +22,8 @@ HERE = Path(__file__).parent
 OURS = "gankernels"
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 TITLES = {
-    "test_gradient_penalty.py": "Gradient penalties, forward and backward",
     "test_regularized_loss.py": "A loss with its penalties, forward and backward",
+    "test_gradient_penalty.py": "Gradient penalties, forward and backward",
     "test_steps.py": "Whole steps of training",
     "test_ganzoo.py": "A generator step of `ganzoo train` on digits",
     "test_spectral_norm.py": "Spectral normalisation",

@@ -30,6 +30,13 @@ struct Format<double> {
   static constexpr int mantissa = 52, bias = 1023, exp_terms = 13, log_terms = 17;
 };
 
+template <class A>
+constexpr A inverse_factorial(int k) {
+  double product = 1;
+  for (int i = 2; i <= k; ++i) product *= i;
+  return A(1 / product);
+}
+
 // e^x = scale (1 + p), |p| < 1/2: x = n ln 2 + r, and the integer n is read off the low bits of n + round.
 template <class A>
 GK_INLINE void exp_parts(A x, A& scale, A& p) {
@@ -39,9 +46,9 @@ GK_INLINE void exp_parts(A x, A& scale, A& p) {
   x = x > F::highest ? F::highest : x;
   const A shifted = x * A(1.4426950408889634) + F::round, n = shifted - F::round;
   const A r = (x - n * F::ln2_high) - n * F::ln2_low;
-  A series = 1;  // (e^r - 1) / r = 1 + r/2 (1 + r/3 (1 + ...))
+  A series = inverse_factorial<A>(F::exp_terms);  // (e^r - 1) / r = 1 + r/2! + r^2/3! + ...
 #pragma GCC unroll 16
-  for (int k = F::exp_terms; k > 1; --k) series = A(1) + series * r * (A(1) / A(k));
+  for (int k = F::exp_terms - 1; k > 0; --k) series = series * r + inverse_factorial<A>(k);
   p = r * series;
   scale = std::bit_cast<A>(Int((std::bit_cast<Int>(shifted) + F::bias) << F::mantissa));
 }
