@@ -15,6 +15,7 @@
 #include <atomic>
 
 #include "fold.h"
+#include "image_gradient.h"
 
 namespace {
 
@@ -56,6 +57,11 @@ struct Convolution : torch::CustomClassHolder {
     const int64_t channels = w.size(transposed ? 1 : 0) * (transposed ? groups : 1);
     at::OptionalIntArrayRef bias_sizes;
     if (mask[2]) bias_sizes = at::OptionalIntArrayRef(IntArrayRef(channels));
+    if (mask[0] && !transposed && is_of_image(g, w, dilation, groups)) {
+      Tensor gw, gb;
+      if (mask[1] || mask[2]) std::tie(std::ignore, gw, gb) = backward(g, x, w, {false, mask[1], mask[2]});
+      return {image_gradient(g, w, x.sizes(), stride, padding), gw, gb};
+    }
     return at::convolution_backward(g, x, w, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, mask);
   }
   Tensor bias_gradient(const Tensor& g) const { return channel_sums(g); }
@@ -261,10 +267,8 @@ struct LocalMap : torch::CustomClassHolder {
 // Whether autograd's engine has handed over the only reference to this memory: then a pass may write its result there, and spares
 // a fresh feature map with its page faults.
 bool is_ours_alone(const Tensor& g) {
-  const bool traced = c10::impl::dispatch_mode_enabled() ||
-                      g.key_set().has_any(c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize}));
   // memory that is not resizable may be somebody's array
-  return !traced && g.use_count() == 1 && g.has_storage() && g.storage().use_count() == 1 && g.storage().resizable() &&
+  return !is_traced(g) && g.use_count() == 1 && g.has_storage() && g.storage().use_count() == 1 && g.storage().resizable() &&
          g.is_non_overlapping_and_dense();
 }
 
