@@ -10,7 +10,7 @@ def pytest_addoption(parser):
     group.addoption("--device", choices=("cpu", "cuda"), help="default: cuda when there is one")
     group.addoption("--seconds", type=float, default=0.5, help="of sampling per case (default 0.5; 0: one round)")
     group.addoption("--tier", choices=("quick", "full"), default="quick", help="full adds layouts, dtypes, shapes, compiled stock")
-    group.addoption("--peer", action="append", default=[], metavar="NAME=PATH", help="a checkout of public code to compare with")
+    group.addoption("--peer", action="append", default=[], metavar="NAME=PATH", help=f"a checkout of public code to compare with: {', '.join(peers.KNOWN)}")
     group.addoption("--rows", metavar="FILE", help="append every result as a line of JSON as soon as it is there")
 
 
@@ -44,3 +44,8 @@ def pytest_collection_modifyitems(config, items):
         full = [item for item in items if "full" in item.keywords]
         config.hook.pytest_deselected(items=full)
         items[:] = [item for item in items if item not in set(full)]
+
+
+def pytest_terminal_summary(terminalreporter):
+    for name, why in peers.LEFT_OUT.items():
+        terminalreporter.write_line(f"peer {name} is left out: {why}")
