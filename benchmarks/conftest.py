@@ -1,3 +1,5 @@
+import gc
+
 import pytest
 import torch
 
@@ -25,7 +27,8 @@ def settings(request):
             reporter.ensure_newline()
             reporter.write_line(line)
 
-    return Settings(device, options.seconds, options.rows, tell)
+    yield Settings(device, options.seconds, options.rows, tell)
+    gc.unfreeze()  # what `measured` froze, so that it goes in an orderly way
 
 
 def pytest_configure(config):

@@ -333,7 +333,7 @@ def print_comparison(sources: list[str], threshold: float, arguments: list[str] 
     worse = False
     for machine in before.keys() & after.keys():
         lines, slower = compare(before[machine], after[machine], threshold)
-        print("\n".join([f"{machine}:", *(f"  {line}" for line in lines or ["nothing changed by more than the threshold"])]))
+        print("\n".join(["", f"{machine}:", *(f"  {line}" for line in lines or ["nothing changed by more than the threshold"])]))
         worse |= slower
     if not before.keys() & after.keys():
         sys.exit(f"the two have no machine in common: {', '.join(before)} and {', '.join(after)}.")
