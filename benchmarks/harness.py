@@ -300,7 +300,7 @@ def measure(workload: Workload, device: str, seconds: float) -> Measured:
     gc.collect()
     gc.disable()
     try:
-        if device == "cpu":
+        if device == "cpu" or workload.limit is not None:
             samples = device_samples = rounds(wall_time, seconds)
         else:
             samples = rounds(event_time, seconds / 2)
