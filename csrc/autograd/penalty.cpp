@@ -48,7 +48,8 @@ struct ReleasedGil {
 
 Tensor input_gradient(const Tensor& score, const Tensor& x) {
   const ReleasedGil released;
-  return torch::autograd::grad({score}, {x}, {at::ones_like(score)}, true, true, true)[0];
+  // ones, but NaN where the score is: a piecewise-linear critic's gradient at a NaN would be finite
+  return torch::autograd::grad({score}, {x}, {at::clamp(score.detach(), 1, 1)}, true, true, true)[0];
 }
 
 Tensor checked_input_gradient(const Tensor& score, const Tensor& x, std::string_view op) {
