@@ -235,5 +235,6 @@ TORCH_LIBRARY_FRAGMENT(gankernels, m) {
       "-> (Tensor, Tensor, Tensor)",
       gk::regularize);
   m.def("examine_critic(Tensor score, Tensor input) -> (str[], int[], str[])", gk::examine_critic);
+  m.def("compiled_between(Tensor score, Tensor input) -> bool", gk::compiled_between);
   m.def("declare_keeps_rows(str node_name) -> ()", [](std::string_view name) { gk::declare_keeps_rows(std::string(name)); });
 }

@@ -265,6 +265,8 @@ def minibatch_stddev(
         raise ValueError(f"gankernels.{op}: group_size must divide the batch of {x.shape[0]}, got {group_size}.")
     check_integer(op, "num_channels", num_channels, 1)
     if x.shape[1] % num_channels:
-        raise ValueError(f"gankernels.{op}: num_channels must divide C = {x.shape[1]}, got {num_channels}.")
+        raise ValueError(
+            f"gankernels.{op}: num_channels must be an integer that divides C = {x.shape[1]}, got {num_channels}."
+        )
     check_number(op, "eps", eps, 0, above=True)
     return _append(x, _op.minibatch_stddev(x, group, num_channels, float(eps)), group)

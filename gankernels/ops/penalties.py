@@ -50,28 +50,6 @@ def _score(op: str, outputs, output) -> torch.Tensor:
     return outputs
 
 
-def _ancestors(node):
-    pending, seen = [node], set()
-    while pending:
-        node = pending.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            pending.extend(parent for parent, _ in node.next_functions)
-            yield node
-
-
-def _compiled_between(score: torch.Tensor, x: torch.Tensor) -> bool:
-    """Whether a torch.compile'd region stands between x and the score in the autograd graph."""
-    if "torch._dynamo" not in sys.modules:
-        return False
-    compiled = [node for node in _ancestors(score.grad_fn) if "CompiledFunction" in node.name()]
-    return any(
-        ancestor is x.grad_fn if x.grad_fn is not None else getattr(ancestor, "variable", None) is x
-        for node in compiled
-        for ancestor in _ancestors(node)
-    )
-
-
 def _differentiable_score(op, critic, x, critic_args, critic_kwargs, output):
     """The critic's score, the points it is to be differentiated at, and all that the critic returned."""
     check_callable(op, "critic", critic, critic_args, critic_kwargs)
@@ -100,7 +78,7 @@ def _differentiable_score(op, critic, x, critic_args, critic_kwargs, output):
     if not torch.compiler.is_compiling():
         if score is x or score._is_view() and score._base is x:
             raise RuntimeError(f"gankernels.{op}: critic must compute its score, and it returned its input or a view of it.")
-        if _compiled_between(score, x):
+        if "torch._dynamo" in sys.modules and _op.compiled_between(score, x):
             # PyTorch 2.11 would return a gradient without a graph and lose the penalty in silence
             raise RuntimeError(
                 f"gankernels.{op}: a compiled critic cannot be differentiated twice, so its penalty would have no gradient; "
@@ -126,8 +104,7 @@ _ARGUMENTS = """critic: any callable (N, ...) -> scores of any shape. When it re
         output: which score to differentiate where that is not it: an index, a key, or a callable on what the critic returned.
         return_norms: also return the per-sample gradient norms (N,), which carry no gradient."""
 
-_NAN = """A score that is NaN makes the penalty NaN, also where the slope of a piecewise-linear critic at a NaN would not (a hardtanh's
-    slope there is 0, and hides it)."""
+_NAN = """A score that is NaN makes the penalty NaN, though the slopes of a piecewise-linear critic there be finite (a hardtanh's, 0, hides it)."""
 
 _RAISES = """TypeError or ValueError for arguments that do not fit, RuntimeError when the penalty would be lost: gradients are off, the score
     does not depend on the input, or the critic is compiled (compile the whole step instead)."""
@@ -165,7 +142,8 @@ def gradient_penalty(
         eps: (N,), or one number in [0, 1]; drawn from U(0, 1) per sample with `generator` when None.
         {arguments}
 
-    Returns: a scalar, in float32 (float64 for float64 input). {nan}
+    Returns: a scalar, in float32 (float64 for float64 input).
+    {nan}
 
     Raises: {raises}
 
@@ -198,7 +176,8 @@ def r1_penalty(
         gamma: γ, >= 0.
         {arguments}
 
-    Returns: a scalar, in float32 (float64 for float64 input). {nan}
+    Returns: a scalar, in float32 (float64 for float64 input).
+    {nan}
 
     Raises: {raises}
 
@@ -227,7 +206,8 @@ def r2_penalty(
         gamma: γ, >= 0.
         {arguments}
 
-    Returns: a scalar, in float32 (float64 for float64 input). {nan}
+    Returns: a scalar, in float32 (float64 for float64 input).
+    {nan}
 
     Raises: {raises}
 
@@ -261,7 +241,8 @@ def dragan_penalty(
         noise: scale of the perturbation in standard deviations of the batch, >= 0.
         {arguments}
 
-    Returns: a scalar, in float32 (float64 for float64 input). {nan}
+    Returns: a scalar, in float32 (float64 for float64 input).
+    {nan}
 
     Raises: {raises}
 

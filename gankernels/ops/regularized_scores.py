@@ -67,7 +67,8 @@ def regularized_scores(
 
     Returns: (scores, penalty, norms, outputs): the scores in the shape that the critic gave them, a scalar in float32 (float64 for float64
     input), the per-sample gradient norms (N,), which carry no gradient, and what the critic returned. Losses on other parts of `outputs`,
-    and other losses, may be added to the same backward. Differentiable once. {nan}
+    and other losses, may be added to the same backward. Differentiable once.
+    {nan}
 
     Raises: {raises}
 
