@@ -12,6 +12,8 @@
 #define GK_MULTIVERSION
 #endif
 
+#define GK_INLINE __attribute__((always_inline)) inline  // and functions marked so do
+
 // Reductions keep this many independent sums: wide enough for two AVX-512 registers of float, and it fixes the order of
 // summation whatever the instruction set.
 constexpr int kLanes = 32;
