@@ -402,7 +402,7 @@ def test_damaged_images_are_refused_by_name_or_skipped_with_their_number(kind, s
     expected = (
         f"{path}/dogs/2.png {said}" if at_fetch else f"1 of the 10 images in {path} cannot be taken: dogs/2.png {said}"
     )
-    assert sentence.startswith(expected) and (at_fetch or sentence.endswith("; damaged=skip leaves them out."))
+    assert sentence.startswith(expected) and (at_fetch or sentence.endswith("; damaged=skip (--data-options damaged=skip) leaves them out."))
     assert capsys.readouterr().err == ""
 
     data = ganzoo.data.open(str(path), store=store, damaged="skip")
@@ -613,7 +613,7 @@ def test_pairs_that_do_not_fit(tmp_path):
     (path / "b" / "2.bmp").unlink()
     assert (
         refusal(path)
-        == f"1 of the images in {path} have no partner of the same name, 2 being the first; damaged=skip leaves them out."
+        == f"1 of the images in {path} have no partner of the same name, 2 being the first; damaged=skip (--data-options damaged=skip) leaves them out."
     )
     other = {f"b/{i}.bmp": encoded(picture(9, 9), "BMP") for i in range(3)}
     assert "has images of 6×6 pixels and b of 9×9; size=… fits them." in refusal(

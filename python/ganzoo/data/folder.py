@@ -349,7 +349,7 @@ def _open_paired(path, folders, options):
     if alone:
         said = f"{len(alone)} of the images in {path} have no partner of the same name, {alone[0]} being the first"
         if options.damaged == "refuse":
-            raise Error(f"{said}; damaged=skip leaves them out.")
+            raise Error(f"{said}; damaged=skip (--data-options damaged=skip) leaves them out.")
         notes.append(f"ganzoo: {said}; they are left out.")
     common = sorted(numbers[0].keys() & numbers[1].keys())
     if not common:
@@ -454,7 +454,7 @@ def _judge(path, names, whole, damages, policy):
     if not whole:
         raise Error(f"{said}; none is left.")
     if policy == "refuse":
-        raise Error(f"{said}; damaged=skip leaves them out.")
+        raise Error(f"{said}; damaged=skip (--data-options damaged=skip) leaves them out.")
     return [f"ganzoo: {said}; left out."]
 
 
