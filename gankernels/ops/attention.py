@@ -2,8 +2,8 @@
 
 Stock's fused attention has no second derivative, and its plain form keeps several matrices of tokens × tokens per head for one.
 Here blocks of queries are taken at a time, their rows of P are computed anew in each derivative, and nothing but q, k, v and the
-gradients is kept. The formulas stand beside the code, csrc/autograd/attention.cpp: products of matrices by stock kernels, on the
-CPU and on the GPU.
+gradients is kept. On the CPU the forward and its first derivative are stock's fused kernels, and the logarithms of its sums are kept
+too. The formulas stand beside the code, csrc/autograd/attention.cpp: products of matrices by stock kernels, on the CPU and on the GPU.
 """
 
 from __future__ import annotations
