@@ -15,6 +15,7 @@
 #include <atomic>
 
 #include "fold.h"
+#include "image_gradient.h"
 
 namespace {
 
@@ -56,6 +57,11 @@ struct Convolution : torch::CustomClassHolder {
     const int64_t channels = w.size(transposed ? 1 : 0) * (transposed ? groups : 1);
     at::OptionalIntArrayRef bias_sizes;
     if (mask[2]) bias_sizes = at::OptionalIntArrayRef(IntArrayRef(channels));
+    if (mask[0] && !transposed && is_of_image(g, w, dilation, groups)) {
+      Tensor gw, gb;
+      if (mask[1] || mask[2]) std::tie(std::ignore, gw, gb) = backward(g, x, w, {false, mask[1], mask[2]});
+      return {image_gradient(g, w, x.sizes(), stride, padding), gw, gb};
+    }
     return at::convolution_backward(g, x, w, bias_sizes, stride, padding, dilation, transposed, output_padding, groups, mask);
   }
   Tensor bias_gradient(const Tensor& g) const { return channel_sums(g); }

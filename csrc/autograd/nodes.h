@@ -66,6 +66,12 @@ inline void refuse_other_autograds(std::initializer_list<Tensor> inputs) {
     TORCH_CHECK(!torch::autograd::isFwGradDefined(t), "gankernels: forward-mode derivatives are not implemented.");
 }
 
+// Whether somebody looks at the calls that are made: torch.compile, a dispatch mode, a subclass. They see stock's.
+inline bool is_traced(const Tensor& t) {
+  return c10::impl::dispatch_mode_enabled() ||
+         t.key_set().has_any(c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize}));
+}
+
 // Runs compute() below autograd; where one of `inputs` needs a gradient, records it as an N with an edge to each (fill(node, y)).
 template <class N, class Compute, class Fill>
 Tensor record(std::initializer_list<Tensor> inputs, const Compute& compute, const Fill& fill) {

@@ -1,6 +1,7 @@
 """Routed layers against stock autograd: values, derivatives to third order, and the passes that are not made."""
 
 import contextlib
+import math
 
 import pytest
 import torch
@@ -431,3 +432,45 @@ def test_the_mean_of_a_convolution_is_a_strided_convolution(kernel, padding, gro
     assert mine.grad_fn.name() == "gankernels::Convolution" and listened.grad_fn.name() == "gankernels::Local"
     for a, b in zip(derivatives(mine), derivatives(layers(x)), strict=True):
         assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+# channels, outputs, size, kernel, stride, padding: steps without taps, padding beyond the kernel, bands of rows, lines longer than a tile
+IMAGES = [
+    (1, 5, (7, 9), (3, 3), (1, 1), (1, 1)),
+    (2, 6, (8, 8), (4, 4), (2, 2), (1, 1)),
+    (3, 64, (64, 64), (4, 4), (2, 2), (1, 1)),
+    (3, 7, (9, 11), (2, 3), (3, 5), (0, 1)),
+    (3, 8, (5, 1), (5, 1), (3, 1), (2, 0)),
+    (4, 9, (6, 7), (1, 1), (1, 1), (0, 0)),
+    (4, 9, (6, 7), (1, 1), (2, 3), (2, 4)),
+    (5, 6, (10, 10), (7, 7), (1, 1), (3, 3)),
+    (6, 100, (40, 70), (3, 3), (1, 1), (0, 2)),
+    (7, 8, (5, 300), (2, 6), (1, 2), (1, 3)),
+    (8, 9, (12, 12), (5, 5), (2, 2), (2, 2)),
+    (3, 5, (50,), (15,), (1,), (7,)),
+    (1, 6, (4000,), (41,), (4,), (20,)),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("channels, outputs, size, kernel, stride, padding", IMAGES)
+def test_the_gradient_of_an_image(channels, outputs, size, kernel, stride, padding, layout, dtype):
+    layout = layout if len(size) == 2 else torch.contiguous_format
+    convolution = F.conv1d if len(size) == 1 else F.conv2d
+    x = torch.randn(3, channels, *size, dtype=dtype).to(memory_format=layout).requires_grad_()
+    weight = torch.randn(outputs, channels, *kernel, dtype=dtype).to(memory_format=layout)
+    with gk.fast_double_backward():
+        y = convolution(x, weight, None, stride, padding)
+    g = torch.randn_like(y)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        (gradient,) = torch.autograd.grad(y, x, g)
+
+    exact = x.detach().double().requires_grad_()
+    (expected,) = torch.autograd.grad(convolution(exact, weight.double(), None, stride, padding), exact, g.double())
+    terms = outputs * math.prod(kernel)
+    torch.testing.assert_close(gradient.double(), expected, rtol=0, atol=4 * terms * torch.finfo(dtype).eps)
+    assert gradient.is_contiguous(memory_format=layout)
+    calls_stock = any(event.key == "aten::convolution_backward" for event in profile.key_averages())
+    is_matrix_product = max(kernel) == 1 and layout is torch.channels_last
+    assert calls_stock == is_matrix_product
