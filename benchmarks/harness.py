@@ -18,6 +18,7 @@ import itertools
 import json
 import math
 import platform
+import random
 import re
 import statistics
 import time
@@ -286,11 +287,11 @@ def measure(workload: Workload, device: str, seconds: float) -> Measured:
 
     def rounds(timer, seconds):
         samples = {name: [] for name in calls}
-        names, began = list(calls), time.perf_counter()
+        names, order, began = list(calls), random.Random(0), time.perf_counter()
         while len(samples[names[0]]) < MAX_ROUNDS:
             for name in names:
                 samples[name].append(finished(timer, calls[name]))
-            names.append(names.pop(0))  # nobody always follows the same neighbour
+            order.shuffle(names)  # taking turns, everybody would mostly follow the same neighbour, and find its lines in the cache
             elapsed = time.perf_counter() - began
             least = FEWEST_ROUNDS if workload.limit is not None or elapsed > LONG else MIN_ROUNDS
             if elapsed > seconds and len(samples[names[0]]) >= (least if seconds else 1):

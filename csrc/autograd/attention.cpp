@@ -64,21 +64,46 @@ void for_each_block(const Tensor& q, const Tensor& k, bool causal, const Body& b
     }
 }
 
-Tensor attention(const Tensor& q_, const Tensor& k_, const Tensor& v_, bool causal, double scale) {
+// A batch of one head each: then every result of stock's is contiguous.
+Tensor one_head(const Tensor& t) { return t.unsqueeze(1); }
+
+// Stock's fused kernel for the CPU is faster than blocks, but where the keys are not whole vectors it loses a NaN in q or k and gives
+// numbers: what has a sum that is not finite goes block by block.
+bool goes_to_stock(const Tensor& q, const Tensor& k, const Tensor& v) {
+  return q.is_cpu() && !at::isReducedFloatingType(q.scalar_type()) && q.size(2) == v.size(2) && q.numel() > 0 && k.numel() > 0 &&
+         at::isfinite(q.sum() + k.sum()).item<bool>();
+}
+
+// Also the logarithm of each query's sum of exponentials where stock's kernel gave it, else infinity.
+std::tuple<Tensor, Tensor> attention(const Tensor& q_, const Tensor& k_, const Tensor& v_, bool causal, double scale) {
   check("attention", q_, k_, v_);
+  if (goes_to_stock(q_, k_, v_)) {
+    const auto [out, logs] = at::_scaled_dot_product_flash_attention_for_cpu(one_head(q_), one_head(k_), one_head(v_), 0., causal,
+                                                                             std::nullopt, scale);
+    return {out.squeeze(1).contiguous(), logs.squeeze(1).contiguous()};
+  }
   const Tensor q = wide(q_).mul(scale), k = wide(k_), v = wide(v_);
   Tensor out = at::zeros({q.size(0), q.size(1), v.size(2)}, q.options());
   for_each_block(q, k, causal, [&](const Block& b) {
     Tensor block = b.of_queries(out);
     at::bmm_out(block, b.probabilities(q, k), b.of_keys(v));
   });
-  return out.to(q_.scalar_type());
+  return {out.to(q_.scalar_type()), at::full({q.size(0), q.size(1)}, INFINITY, out.options())};
 }
 
 std::tuple<Tensor, Tensor, Tensor> attention_bwd(const Tensor& grad_, const Tensor& q_, const Tensor& k_, const Tensor& v_,
-                                                 bool causal, double scale) {
+                                                 const Tensor& out, const Tensor& logs, bool causal, double scale) {
   check("attention_bwd", q_, k_, v_);
-  check_like("attention_bwd", "grad", grad_, {q_.size(0), q_.size(1), v_.size(2)});
+  for (const auto& [name, t] : {std::pair<const char*, const Tensor&>{"grad", grad_}, {"out", out}})
+    check_like("attention_bwd", name, t, {q_.size(0), q_.size(1), v_.size(2)});
+  check_like("attention_bwd", "logs", logs, {q_.size(0), q_.size(1)});
+  const bool by_stock = q_.is_cpu() && !at::isReducedFloatingType(q_.scalar_type()) && q_.size(2) == v_.size(2) &&
+                        logs.numel() > 0 && at::isfinite(logs.sum()).item<bool>();
+  if (by_stock) {
+    const auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
+        one_head(grad_), one_head(q_), one_head(k_), one_head(v_), one_head(out), one_head(logs), 0., causal, std::nullopt, scale);
+    return {dq.squeeze(1).contiguous(), dk.squeeze(1).contiguous(), dv.squeeze(1).contiguous()};
+  }
   const Tensor g = wide(grad_), q = wide(q_).mul(scale), k = wide(k_), v = wide(v_);
   Tensor dq = zeros(q), dk = zeros(k), dv = zeros(v);
   for_each_block(q, k, causal, [&](const Block& b) {

@@ -51,13 +51,38 @@ GK_INLINE void distribution(A x, A& value, A& slope, A& x_bend) {
   }
 }
 
+// Φ = 1/2 + x p(x^2) / q(x^2), a least-squares fit on |x| < 5.6: within 1e-8, half the arithmetic of the exponential above, which
+// derivatives need anyway. To the left of it x Φ is less than 1e-7.
+constexpr float kLast = 5.6f;
+constexpr float kNumerator[] = {0.398942232f,      0.0343751088f,     0.00470719207f,
+                                0.000173839595f,   6.35636889e-6f,    2.21455814e-8f};
+constexpr float kDenominator[] = {1, 0.25283134f, 0.0289394986f, 0.00191291620f, 7.50978725e-5f, 1.18020751e-6f};
+
+GK_INLINE float gelu_of(float x) {
+  float inside = x < -kLast ? -kLast : x;
+  inside = inside > kLast ? kLast : inside;
+  const float square = inside * inside;
+  float p = 0, q = 0;
+#pragma GCC unroll 8
+  for (int i = 5; i >= 0; --i) {
+    p = p * square + kNumerator[i];
+    q = q * square + kDenominator[i];
+  }
+  const float y = x * (0.5f + inside * p / q);
+  return x < -kLast ? 0.0f : y;
+}
+
 template <bool tanh_form, class T>
 GK_MULTIVERSION void gelu_chunk(const T* x, T* __restrict y, int64_t n) {
   using A = accumulate_t<T>;
   for (int64_t i = 0; i < n; ++i) {
-    A value, slope, x_bend;
-    distribution<tanh_form>(A(x[i]), value, slope, x_bend);
-    y[i] = T(A(x[i]) * value);
+    if constexpr (!tanh_form && std::is_same_v<A, float>) {
+      y[i] = T(gelu_of(x[i]));
+    } else {
+      A value, slope, x_bend;
+      distribution<tanh_form>(A(x[i]), value, slope, x_bend);
+      y[i] = T(A(x[i]) * value);
+    }
   }
 }
 

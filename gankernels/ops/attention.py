@@ -2,8 +2,8 @@
 
 Stock's fused attention has no second derivative, and its plain form keeps several matrices of tokens × tokens per head for one.
 Here blocks of queries are taken at a time, their rows of P are computed anew in each derivative, and nothing but q, k, v and the
-gradients is kept. The formulas stand beside the code, csrc/autograd/attention.cpp: products of matrices by stock kernels, on the
-CPU and on the GPU.
+gradients is kept. On the CPU the forward and its first derivative are stock's fused kernels, and the logarithms of its sums are kept
+too. The formulas stand beside the code, csrc/autograd/attention.cpp: products of matrices by stock kernels, on the CPU and on the GPU.
 """
 
 from __future__ import annotations
@@ -29,24 +29,32 @@ def reference(q, k, v, is_causal=False, scale=None):
 
 
 def _fake(q, k, v, causal, scale):
-    return q.new_empty((*q.shape[:2], v.shape[2]))
+    logs = q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
+    return q.new_empty((*q.shape[:2], v.shape[2])), logs
 
 
 def _setup_context(ctx, inputs, output):
     *tensors, ctx.causal, ctx.scale = inputs
-    ctx.save_for_backward(*tensors)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*tensors, *output)
 
 
-def _backward(ctx, grad):
+def _backward(ctx, grad, _):
     return *_op.attention_bwd(grad, *ctx.saved_tensors, ctx.causal, ctx.scale), None, None
 
 
-def _bwd_fake(grad, q, k, v, causal, scale):
+def _bwd_fake(grad, q, k, v, out, logs, causal, scale):
     return tuple(t.new_empty(t.shape) for t in (q, k, v))
 
 
+def _bwd_setup_context(ctx, inputs, output):
+    *tensors, out, logs, ctx.causal, ctx.scale = inputs
+    ctx.save_for_backward(*tensors)
+
+
 def _bwd_backward(ctx, *grads):
-    return *_op.attention_bwd_bwd(*grads, *ctx.saved_tensors, ctx.causal, ctx.scale), None, None
+    """The total derivative, in which what the forward gave is a function of q, k and v."""
+    return *_op.attention_bwd_bwd(*grads, *ctx.saved_tensors, ctx.causal, ctx.scale), None, None, None, None
 
 
 def _bwd_bwd_fake(vq, vk, vv, grad, q, k, v, causal, scale):
@@ -54,7 +62,7 @@ def _bwd_bwd_fake(vq, vk, vv, grad, q, k, v, causal, scale):
 
 
 register("attention", fake=_fake, backward=_backward, setup_context=_setup_context, keeps_rows=True)
-register("attention_bwd", fake=_bwd_fake, backward=_bwd_backward, setup_context=_setup_context)
+register("attention_bwd", fake=_bwd_fake, backward=_bwd_backward, setup_context=_bwd_setup_context)
 register("attention_bwd_bwd", fake=_bwd_bwd_fake)
 
 
@@ -112,4 +120,4 @@ def fits(q, k, v) -> bool:
 def attend(q, k, v, is_causal, scale):
     heads = [t.reshape(-1, *t.shape[-2:]) for t in (q, k, v)]
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    return _op.attention(*heads, is_causal, scale).view(*q.shape[:-1], v.shape[-1])
+    return _op.attention(*heads, is_causal, scale)[0].view(*q.shape[:-1], v.shape[-1])

@@ -29,6 +29,17 @@ def _inputs(causal, grads):
     return inputs
 
 
+def _attention(q, k, v, causal, scale):
+    return _op.attention(q, k, v, causal, scale)[0]
+
+
+def _bwd(grad, q, k, v, causal, scale):
+    """With what the forward of these q, k and v gave."""
+    with torch.no_grad():
+        given = _op.attention(q, k, v, causal, scale)
+    return _op.attention_bwd(grad, q, k, v, *given, causal, scale)
+
+
 def _bwd_reference(grad, q, k, v, causal, scale):
     with torch.enable_grad():
         q, k, v = (t if t.requires_grad else t.detach().requires_grad_() for t in (q, k, v))
@@ -56,7 +67,7 @@ _BAD = {
     "mask": (lambda: gk.scaled_dot_product_attention(X, X, X, X), "attn_mask must be None"),
     "scale": (lambda: gk.scaled_dot_product_attention(X, X, X, scale="1"), "scale must be a finite number, got str"),
     "raw": (lambda: _op.attention(X, X[:1], X, False, 1.0), "q, k, v must have shapes"),
-    "raw_grad": (lambda: _op.attention_bwd(X[:1], X, X, X, False, 1.0), "grad must have shape"),
+    "raw_grad": (lambda: _op.attention_bwd(X[:1], X, X, X, X, X[..., 0], False, 1.0), "grad must have shape"),
     "raw_grad_grad": (lambda: _op.attention_bwd_bwd(X, X[:1], X, X, X, X, X, False, 1.0), "grad_grad_k must have shape"),
 }
 
@@ -64,11 +75,11 @@ SPECS = [
     spec
     for suffix, causal in (("", False), ("_causal", True))
     for spec in (
-        Spec(f"attention{suffix}", _op.attention, _reference, _inputs(causal, 0), (0, 1, 2), (0, 1, 2), stock_products=True, shapes=_SHAPES,
+        Spec(f"attention{suffix}", _attention, _reference, _inputs(causal, 0), (0, 1, 2), (0, 1, 2), stock_products=True, shapes=_SHAPES,
              bad={} if suffix else _BAD, stock=_stock, stock_orders=1,
              # patches of a transformer's critic, and SAGAN's pixels at 32×32, of 8 and 2 times so many samples or heads
              real={} if suffix else {"tokens1024": (8, 1024, 64), "sagan32": (16, 1024, 16)}),
-        Spec(f"attention_bwd{suffix}", _op.attention_bwd, _bwd_reference, _inputs(causal, 1), (0, 1, 2, 3), (0, 1, 2, 3),
+        Spec(f"attention_bwd{suffix}", _bwd, _bwd_reference, _inputs(causal, 1), (0, 1, 2, 3), (0, 1, 2, 3),
              outputs=(0, 1, 2), second_order=False, stock_products=True, shapes=_SHAPES),
         Spec(f"attention_bwd_bwd{suffix}", _op.attention_bwd_bwd, _bwd_bwd_reference, _inputs(causal, 2), tuple(range(7)), (),
              outputs=(0, 1, 2, 3), stock_products=True, shapes=_SHAPES),
