@@ -48,7 +48,7 @@ def _bwd_fake(grad, q, k, v, out, logs, causal, scale):
 
 
 def _bwd_setup_context(ctx, inputs, output):
-    *tensors, out, logs, ctx.causal, ctx.scale = inputs
+    *tensors, _out, _logs, ctx.causal, ctx.scale = inputs
     ctx.save_for_backward(*tensors)
 
 
