@@ -5,7 +5,7 @@
 #include <bit>
 #include <cstdint>
 
-#define GK_INLINE __attribute__((always_inline)) inline
+#include "vec.h"
 
 namespace gankernels {
 
