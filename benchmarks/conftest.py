@@ -10,7 +10,7 @@ def pytest_addoption(parser):
     group.addoption("--device", choices=("cpu", "cuda"), help="default: cuda when there is one")
     group.addoption("--seconds", type=float, default=0.5, help="of sampling per case (default 0.5; 0: one round)")
     group.addoption("--tier", choices=("quick", "full"), default="quick", help="full adds layouts, dtypes, shapes, compiled stock")
-    group.addoption("--peer", action="append", default=[], metavar="NAME=PATH", help="a checkout of public code to compare with")
+    group.addoption("--peer", action="append", default=[], metavar="NAME=PATH", help=f"a checkout of public code to compare with: {', '.join(peers.KNOWN)}")
     group.addoption("--rows", metavar="FILE", help="append every result as a line of JSON as soon as it is there")
 
 
@@ -18,7 +18,14 @@ def pytest_addoption(parser):
 def settings(request):
     options = request.config.option
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Settings(device, options.seconds, options.rows)
+    reporter, capture = map(request.config.pluginmanager.get_plugin, ("terminalreporter", "capturemanager"))
+
+    def tell(line):
+        with capture.global_and_fixture_disabled():
+            reporter.ensure_newline()
+            reporter.write_line(line)
+
+    return Settings(device, options.seconds, options.rows, tell)
 
 
 def pytest_configure(config):
@@ -26,8 +33,19 @@ def pytest_configure(config):
         peers.add(option)
 
 
+# They change how malloc works, for the rest of the process (`keep_pages`).
+LAST = ("test_modulated_conv2d.py", "test_ops.py")
+
+
 def pytest_collection_modifyitems(config, items):
+    """What counts most comes first, for a run that is cut off."""
+    items.sort(key=lambda item: (item.path.name in LAST, "full" in item.keywords))
     if config.option.tier == "quick":
         full = [item for item in items if "full" in item.keywords]
         config.hook.pytest_deselected(items=full)
         items[:] = [item for item in items if item not in set(full)]
+
+
+def pytest_terminal_summary(terminalreporter):
+    for name, why in peers.LEFT_OUT.items():
+        terminalreporter.write_line(f"peer {name} is left out: {why}")

@@ -32,7 +32,7 @@ from torch.utils.flop_counter import flop_registry
 import gankernels
 
 OURS, FLOOR = "gankernels", "floor"  # every other eager variant is named stock…
-MIN_ROUNDS, MAX_ROUNDS = 5, 500
+MIN_ROUNDS, MAX_ROUNDS, PROCESS_ROUNDS = 5, 500, 3
 
 
 @dataclasses.dataclass
@@ -45,6 +45,7 @@ class Workload:
     bytes     what the floor reads and writes
     forward   one forward pass of the network, F: the flops of each eager variant are then counted in F, its convolutions by kind
     images    real images that a call trains on
+    limit     for calls that are processes of their own: seconds that gankernels may take beyond stock
     goals     peer -> how many times as fast as that peer gankernels ought to be here; below 1 for the floor
     """
 
@@ -54,6 +55,7 @@ class Workload:
     bytes: int | None = None
     forward: Callable[[], object] | None = None
     images: int | None = None
+    limit: float | None = None
     goals: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -126,6 +128,7 @@ def case(
                 "tier": tier,
                 **settings.environment,
                 "command": f"pytest {path} -k '{this_case}'" + (" --tier full" if tier == "full" else ""),
+                "cost": measured.cost,
             }
             benchmark.extra_info.update(row)
             settings.record(row)
@@ -148,8 +151,8 @@ def machine_name(device: str) -> str:
 class Settings:
     """The command line of one run, and what it has measured so far."""
 
-    def __init__(self, device: str, seconds: float, rows: str | None):
-        self.device, self.seconds = device, seconds
+    def __init__(self, device: str, seconds: float, rows: str | None, tell: Callable[[str], None] = lambda line: None):
+        self.device, self.seconds, self.tell = device, seconds, tell
         self.environment = {
             "device": device,
             "machine": machine_name(device),
@@ -161,18 +164,24 @@ class Settings:
             self.environment["ceilings"] = ceilings(device)
         self._rows = Path(rows) if rows else None
         self._measured: dict[str, Measured | str] = {}
+        self._began = time.perf_counter()
 
     def measured(self, title, prepare) -> Measured:
         """The samples of a case, taken the first time. A case that is wrong, or breaks, has none: all its tests fail."""
         if title not in self._measured:
             torch.manual_seed(0)
+            began = time.perf_counter()
             try:
-                self._measured[title] = measure(prepare(), self.device, self.seconds)
+                found = measure(prepare(), self.device, self.seconds)
+                found.cost = time.perf_counter() - began
+                self._measured[title] = found
+                self.tell(f"{time.perf_counter() - self._began:6.0f} s  {title}: {found.summary()}")
             except Exception as error:
                 self._measured[title] = f"{type(error).__name__}: {error}"
                 raise
             finally:
                 gc.collect()
+                gc.freeze()  # what a case leaves behind, imports mostly, need not be looked through after every other
                 if self.device == "cuda":
                     torch.cuda.empty_cache()
         found = self._measured[title]
@@ -198,7 +207,14 @@ class Measured:
     passes: dict[str, dict]
     bytes: int | None
     images: int | None
+    limit: float | None
     goals: dict[str, float]
+    cost: float = 0.0  # seconds that all of it took
+
+    def summary(self) -> str:
+        """The medians, in a line."""
+        medians = ", ".join(f"{name} {1e3 * statistics.median(samples):.4g} ms" for name, samples in self.samples.items())
+        return f"{medians}; {len(next(iter(self.samples.values())))} rounds, took {self.cost:.1f} s"
 
     def row(self, variant: str) -> dict:
         medians = {name: statistics.median(samples) for name, samples in self.samples.items()}
@@ -217,10 +233,14 @@ class Measured:
                 if peer != variant
             },
             "ratio": min(medians[name] for name in stock) / medians[variant],
-            "memory": self.memory[variant],
         }
+        if variant in self.memory:
+            row["memory"] = self.memory[variant]
         if variant == OURS:
             row["goals"] = self.goals
+            if self.limit is not None:
+                beyond = [a - b for a, b in zip(self.samples[OURS], self.samples["stock"])]
+                row |= {"beyond": statistics.median(beyond), "limit": self.limit}
         if FLOOR in medians:
             row["floor_share"] = device[FLOOR] / device[variant]
         if self.bytes is not None:
@@ -249,20 +269,25 @@ def measure(workload: Workload, device: str, seconds: float) -> Measured:
         workload.after(i)
         return elapsed
 
-    for call in calls.values():  # warmed up once, and by what follows
-        finished(wall_time, call)
-    counted = [name for name in calls if workload.forward is not None and not name.endswith("_compiled")]
-    passes = {name: finished(lambda call, i: count_passes(call, workload.forward, i), calls[name]) for name in counted}
-    memory = {name: finished(peak_memory_of(device), call) for name, call in calls.items()}
+    passes, memory, peak = {}, {}, peak_memory_of(device)
+    for name, call in calls.items() if workload.limit is None else ():  # a process has memory of its own, and nothing to warm up
+        if workload.forward is None or name.endswith("_compiled"):
+            finished(wall_time, call)
+            memory[name] = finished(peak, call)
+        else:
+            with Counted() as counted:
+                memory[name] = finished(peak, call)
+            passes[name] = counted.in_units_of(workload.forward)
 
     def rounds(timer, seconds):
         samples = {name: [] for name in calls}
         names, began = list(calls), time.perf_counter()
+        least = MIN_ROUNDS if workload.limit is None else PROCESS_ROUNDS
         while len(samples[names[0]]) < MAX_ROUNDS:
             for name in names:
                 samples[name].append(finished(timer, calls[name]))
             names.append(names.pop(0))  # nobody always follows the same neighbour
-            if len(samples[names[0]]) >= (MIN_ROUNDS if seconds else 1) and time.perf_counter() - began > seconds:
+            if len(samples[names[0]]) >= (least if seconds else 1) and time.perf_counter() - began > seconds:
                 break
         return samples
 
@@ -277,7 +302,7 @@ def measure(workload: Workload, device: str, seconds: float) -> Measured:
             device_samples = rounds(lambda call, i: event_time(call, i, ahead), seconds / 2)
     finally:
         gc.enable()
-    return Measured(samples, device_samples, memory, passes, workload.bytes, workload.images, workload.goals)
+    return Measured(samples, device_samples, memory, passes, workload.bytes, workload.images, workload.limit, workload.goals)
 
 
 def wall_time(call, i):
@@ -344,14 +369,10 @@ class Counted(TorchDispatchMode):
             self.convolutions["weight gradient"] += args[10][1]
         return out
 
-
-def count_passes(call, forward, i):
-    """Floating-point operations of the call in units of one forward, and its convolutions."""
-    with Counted() as one, torch.no_grad():
-        forward()
-    with Counted() as whole:
-        call(i)
-    return {"passes": whole.flops / one.flops, "flops": whole.flops, "convolutions": whole.convolutions}
+    def in_units_of(self, forward):
+        with Counted() as one, torch.no_grad():
+            forward()
+        return {"passes": self.flops / one.flops, "flops": self.flops, "convolutions": self.convolutions}
 
 
 def ceilings(device: str) -> dict[str, float]:
@@ -424,6 +445,6 @@ def assert_accurate(ours, stock, exact, what: str, rounding: float | None = None
     for index, (a, b, truth) in enumerate(zip(ours, stock, exact)):
         assert a.shape == b.shape == truth.shape, f"{what}[{index}]: shapes {a.shape}, {b.shape}, {truth.shape}"
         scale = truth.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
-        error, allowed = ((t.double() - truth).abs().max() / scale for t in (a, b))
+        error, allowed = (torch.linalg.vector_norm(t - truth, torch.inf) / scale for t in (a, b))
         allowed = 4 * allowed.nan_to_num(0.0) + 8 * (rounding or torch.finfo(a.dtype).eps)
         assert error <= allowed, f"{what}[{index}]: relative error {error:.1e}, and {allowed:.1e} is allowed"

@@ -33,7 +33,7 @@ TITLES = {
     "test_latency.py": "What a new process waits for",
 }
 KEPT = ("median", "p20", "p80", "device_median", "ratio", "speedup", "floor_share", "bytes_per_second", "memory", "passes",
-        "flops_per_second", "images_per_second", "convolutions", "goals")  # fmt: skip
+        "flops_per_second", "images_per_second", "convolutions", "goals", "beyond", "limit")  # fmt: skip
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -99,6 +99,10 @@ def times(ratio: float) -> str:
     return f"{ratio:.2f}×" + (" (slower)" if ratio < 0.995 else "")
 
 
+def beyond(row: dict) -> str:
+    return f"{duration(row['beyond'])} of {row['limit']:g} s" + (" (beyond)" if row["beyond"] > row["limit"] else "")
+
+
 def shown(name: str) -> str:
     return name.replace("_", " ")
 
@@ -126,7 +130,9 @@ def measured_on(result: dict) -> str:
 def summary(case: dict | None) -> str:
     """Of a further machine, in one cell."""
     row = case and case["variants"].get(OURS)
-    return f"{duration(row['median'])} · {times(row['ratio'])} · {share(row)}" if row else "not measured yet"
+    if not row:
+        return "not measured yet"
+    return " · ".join([duration(row["median"]), *([beyond(row)] if "beyond" in row else [times(row["ratio"]), share(row)])])
 
 
 def below(result: dict, tiers: tuple[str, ...]) -> list[str]:
@@ -160,18 +166,21 @@ def tables(results: list[dict]) -> str:
         variants = sorted(variants, key=lambda name: (name == "floor", "compiled" in name))
         lines += ["", f"#### {title}", ""]
         rate = any("images_per_second" in row for case in cases.values() if case for row in case["variants"].values())
-        columns = ["case", f"**{OURS}**", *map(shown, variants), "times stock", "images/s" if rate else "of the floor"]
-        columns += [*heads, "reproduce with"]
+        processes = any("beyond" in row for case in cases.values() if case for row in case["variants"].values())
+        measures = ["beyond stock, of what is allowed"] if processes else ["times stock", "images/s" if rate else "of the floor"]
+        columns = ["case", f"**{OURS}**", *map(shown, variants), *measures, *heads, "reproduce with"]
         lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
         for name, command in commands.items():
             rows = cases[name]["variants"] if cases[name] else {}
             ours = rows.get(OURS)
             cells = [shown(name), f"**{duration(ours['median'])}**" if ours else "not measured yet"]
             cells += [duration(rows[variant]["median"]) if variant in rows else "" for variant in variants]
-            if ours:
-                cells += [times(ours["ratio"]), f"{ours['images_per_second']:,.0f}" if rate else share(ours)]
+            if not ours:
+                cells += [""] * len(measures)
+            elif processes:
+                cells += [beyond(ours)]
             else:
-                cells += ["", ""]
+                cells += [times(ours["ratio"]), f"{ours['images_per_second']:,.0f}" if rate else share(ours)]
             cells += [summary(other["cases"].get(name)) for other in others] + ["not measured yet"] * (len(heads) - len(others))
             lines.append("| " + " | ".join([*cells, f"`{command}`"]) + " |")
     return "\n".join(lines)
@@ -204,10 +213,10 @@ def page(results: list[dict]) -> str:
                     cells = [shown(name), f"**{variant}**" if variant == OURS else shown(variant), duration(row["median"])]
                     cells += [f"{duration(row['p20'])} to {duration(row['p80'])}"]
                     cells += [duration(row["device_median"]) if result["device"] == "cuda" else "-"]
-                    cells += [times(row["ratio"]), share(row)]
+                    cells += [beyond(row), "-"] if "beyond" in row else [times(row["ratio"]), share(row)]
                     cells += [f"{row['bytes_per_second'] / 1e9:.3g}" if "bytes_per_second" in row else "-"]
                     cells += [f"{row['flops_per_second'] / 1e9:.4g}" if "flops_per_second" in row else "-"]
-                    cells += [f"{row['memory'] / 1e6:.3g} MB"]
+                    cells += [f"{row['memory'] / 1e6:.3g} MB" if "memory" in row else "-"]
                     convolutions = " + ".join(map(str, row.get("convolutions", {}).values()))
                     cells += [f"{row['passes']:.1f} F: {convolutions}" if "passes" in row else "-"]
                     lines.append("| " + " | ".join(cells) + " |")
@@ -228,7 +237,7 @@ def plot(result: dict, path: Path):
     from matplotlib import pyplot
 
     ours = {name: case["variants"][OURS] for name, case in result["cases"].items()
-            if case["tier"] == "quick" and OURS in case["variants"]}  # fmt: skip
+            if case["tier"] == "quick" and OURS in case["variants"] and "beyond" not in case["variants"][OURS]}  # fmt: skip
     figure, (speed, floor) = pyplot.subplots(1, 2, sharey=True, width_ratios=(2, 1), figsize=(11, 1 + 0.19 * len(ours)))
     names = [shown(name) for name in ours]
     ratios = [row["ratio"] for row in ours.values()]
@@ -321,6 +330,10 @@ def shortfalls(rows: list[dict]) -> list[str]:
     found = []
     for row in rows:
         if row["variant"] != OURS:
+            continue
+        if "beyond" in row:
+            if row["beyond"] > row["limit"]:
+                found.append(f"{shown(row['case'])}: {beyond(row)} beyond stock")
             continue
         goals = {peer: 1.0 for peer in row["speedup"] if peer.startswith("stock")} | row.get("goals", {})
         for peer, goal in goals.items():

@@ -1,6 +1,6 @@
 """What a new process waits for: the import, and the import with the first gradient penalty, forward and backward.
 
-Ours imports torch too and adds to it, so it cannot be faster; the aim is less than two seconds beyond torch's own.
+Ours imports torch too and adds to it, so it cannot be faster: what counts is the seconds beyond torch's own, and two are the limit.
 """
 
 import subprocess
@@ -31,7 +31,8 @@ def prepare(sources):
         return lambda i=0: subprocess.run([sys.executable, "-c", source], cwd=ROOT, check=True)
 
     variants = {name: program(source) for name, source in sources.items()}
-    return Workload(variants, check=variants[OURS], goals={"stock": 0.6})
+
+    return Workload(variants, check=variants[OURS], limit=2.0)
 
 
 @case(OURS, "stock")
@@ -39,6 +40,6 @@ def test_import(device):
     return prepare(IMPORT)
 
 
-@case(OURS, "stock", tier="full")
-def test_first_penalty_full(device):
+@case(OURS, "stock")
+def test_first_penalty(device):
     return prepare({name: f"{IMPORT[name]}\n{CRITIC}\n{FIRST_PENALTY[name]}".format(device=device) for name in IMPORT})

@@ -92,7 +92,7 @@ def stock_of(spec, mode):
     return spec.reference if spec.stock is None or (mode == SECOND and spec.stock_orders < 2) else spec.stock
 
 
-def prepare(device, op, shape, dtype, layout, mode, fresh_pages=False):
+def prepare(device, op, shape, dtype, layout, mode, compiled=False, fresh_pages=False):
     spec = MEASURED[op]
     inputs = rotated(lambda: make_inputs(spec, shape, dtype, device, layout, mode), device)
     ours, stock, exact = (differentiated(form, spec, mode) for form in (spec.op, stock_of(spec, mode), spec.reference))
@@ -105,14 +105,18 @@ def prepare(device, op, shape, dtype, layout, mode, fresh_pages=False):
         return lambda i: function(*inputs[i % len(inputs)])
 
     def check():
-        assert_accurate(results, stock(*inputs[0]), exact(*in_double(inputs[0])), f"{op}, {mode}")
+        of_stock, truth = stock(*inputs[0]), exact(*in_double(inputs[0]))
+        assert_accurate(results, of_stock, truth, f"{op}, {mode}")
+        for name, form in theirs.items():  # they may round in their own way, but compute the same
+            assert_accurate(form(*inputs[0]), of_stock, truth, f"{op}, {mode}, {name}", max(2**-12, torch.finfo(DTYPES[dtype]).eps))
         if device == "cpu":
             keep_pages(not fresh_pages)
 
-    compiled = differentiated(torch.compile(stock_of(spec, mode), dynamic=False), spec, mode)
-    variants = {OURS: rotating(ours), "stock": rotating(stock), "stock_compiled": rotating(compiled), "reference": rotating(exact)}
-    for name in peers.names(spec):
-        variants[name] = rotating(differentiated(peers.form(spec, name), spec, mode))
+    variants = {OURS: rotating(ours), "stock": rotating(stock), "reference": rotating(exact)}
+    if compiled:
+        variants["stock_compiled"] = rotating(differentiated(torch.compile(stock_of(spec, mode), dynamic=False), spec, mode))
+    theirs = {name: differentiated(form, spec, mode) for name, form in peers.forms(spec.peers).items()}
+    variants |= {name: rotating(form) for name, form in theirs.items()}
     variants["floor"] = copy_of(size, device, nbytes(results) if fresh_pages else 0)
     goals = {"stock": 1.0} | ({"floor": 0.85} if device == "cuda" and mode == FORWARD else {}) | spec.goals.get(mode, {})
     return Workload(variants, check, bytes=size, goals=goals)
@@ -145,7 +149,7 @@ def makes_fresh_pages(combination):
 
 
 def the_peers(combination):
-    return peers.names(MEASURED[combination["op"]])
+    return peers.names(MEASURED[combination["op"]].peers)
 
 
 def further_variants(combination):
@@ -154,7 +158,7 @@ def further_variants(combination):
     usual = combination["dtype"] == "float32" and combination["layout"] == "contiguous"
     compiled = ["stock_compiled"] if usual and mode != SECOND else []
     reference = ["reference"] if stock_of(spec, mode) is not spec.reference else []
-    return *compiled, *reference, *peers.names(spec)
+    return *compiled, *reference, *peers.names(spec.peers)
 
 
 ALL = list(combinations())
@@ -167,12 +171,12 @@ def test_ops(device, **combination):
 
 @case(OURS, "stock", "floor", tier="full", combinations=[c for c in ALL if not is_quick(c)], extra=further_variants)
 def test_ops_full(device, **combination):
-    return prepare(device, **combination)
+    return prepare(device, **combination, compiled="stock_compiled" in further_variants(combination))
 
 
 @case(OURS, "stock", "stock_compiled", "floor", tier="full", combinations=[c for c in ALL if is_quick(c)])
 def test_ops_compiled_full(device, **combination):
-    return prepare(device, **combination)
+    return prepare(device, **combination, compiled=True)
 
 
 @case(OURS, "stock", "floor", tier="full", combinations=[c for c in ALL if makes_fresh_pages(c)])

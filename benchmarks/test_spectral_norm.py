@@ -8,14 +8,37 @@ for ⟨G, Ŵ⟩ and one read and one write for the gradient.
 import copy
 
 import torch
+from torch import nn
 from torch.nn.utils import parametrizations
 
 import gankernels as gk
 
+from . import peers
 from .harness import Workload, assert_accurate, case, copy_of, nbytes, rotated
-from .networks import biggan128_weights, sngan32_weights
+from .networks import Weights, biggan128_weights, sngan32_weights
 
 NETWORKS = {"sngan32": sngan32_weights, "biggan128": biggan128_weights}
+CHECKED = set()  # both directions are one check, which in float64 takes longer than a measurement
+
+
+def biggan(SN, plain):
+    """The network with BigGAN's normalisation: SN is a base of layers, whose weight W_() reads."""
+
+    class Layer(nn.Module, SN):
+        def __init__(self, weight):
+            nn.Module.__init__(self)
+            self.weight = nn.Parameter(weight.detach().clone())
+            SN.__init__(self, 1, 1, len(weight))
+            self.to(weight.device)
+
+    class Normalized(Weights):
+        def forward(self):
+            return [layer.W_() for layer in self]
+
+    return Normalized(Layer(weight) for weight in plain())
+
+
+PEERS = {"biggan": ("layers", "SN", biggan)}
 
 
 def prepare(network, direction, device, compiled=False):
@@ -42,25 +65,35 @@ def prepare(network, direction, device, compiled=False):
         return forward if direction == "forward" else forward_backward
 
     def forget_gradients(i):
-        for model in ours_models + stock_models:
+        for model in ours_models + stock_models + [model for models in their_models.values() for model in models]:
             for parameter in model.parameters():
                 parameter.grad = None
 
     def results(model, dtype=torch.float32):
+        """Weights and gradients."""
         weights = model()
         torch.autograd.backward(weights, [grad.to(dtype) for grad in grads])
         gradients = [layer.parametrizations.weight.original.grad for layer in model]
         return [weight.detach() for weight in weights] + gradients
 
     def check():
-        reference = stock()
-        candidate = ours()
+        if (network, device) in CHECKED:
+            return
+        reference, candidate = stock_models[0], ours_models[0]
         candidate.load_state_dict(reference.state_dict())
         exact = results(copy.deepcopy(reference).double(), torch.float64)
         assert_accurate(results(candidate), results(reference), exact, "W/sigma and its gradient")
+        for name, models in their_models.items():  # another order of iterations: close to, where they end
+            for layer, normalized in zip(models[0], reference):
+                layer.u0.copy_(normalized.parametrizations.weight[0]._u)
+            theirs = [weight.detach() for weight in models[0]()]
+            assert_accurate(theirs, theirs, exact[: len(theirs)], f"{name}, W/sigma", 2**-7)
+        forget_gradients(0)
+        CHECKED.add((network, device))
 
     ours_models, stock_models = rotated(ours, device), rotated(stock, device)
-    variants = {"gankernels": run(ours_models), "stock": run(stock_models)}
+    their_models = {name: rotated(lambda: form(plain), device) for name, form in peers.forms(PEERS).items()}
+    variants = {"gankernels": run(ours_models), "stock": run(stock_models)} | {name: run(m) for name, m in their_models.items()}
     if compiled:
         variants["stock_compiled"] = run([torch.compile(stock_models[0])])
     bytes_moved = size * (4 if direction == "forward" else 8)
@@ -72,7 +105,11 @@ def prepare(network, direction, device, compiled=False):
     return Workload(variants, check, forget_gradients, bytes=bytes_moved, goals=goals)
 
 
-@case("gankernels", "stock", "floor", network=NETWORKS, direction=["forward", "forward_backward"])
+def the_peers(combination):
+    return peers.names(PEERS)
+
+
+@case("gankernels", "stock", "floor", extra=the_peers, network=NETWORKS, direction=["forward", "forward_backward"])
 def test_spectral_norm(device, network, direction):
     return prepare(network, direction, device)
 

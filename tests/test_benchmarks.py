@@ -71,11 +71,14 @@ def test_an_op_that_is_wrong_is_red_and_a_checkout_of_a_peer_is_measured(tmp_pat
     (tmp_path / "wrong.py").write_text(WRONG)
     (tmp_path / "torch_utils" / "ops").mkdir(parents=True)
     (tmp_path / "torch_utils" / "ops" / "upfirdn2d.py").write_text(PEER)
+    (tmp_path / "op.py").write_text("raise RuntimeError('no compiler')")
     chosen = "(interpolate-image64 or upfirdn2d_up-up_64) and float32-contiguous-forward-"
     options = ["-k", chosen, "--seconds", 0, "--rows", tmp_path / "rows.jsonl", "--peer", f"stylegan3={tmp_path}"]
+    options += ["--peer", f"rosinality={tmp_path}"]
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     run = python("-m", "pytest", "-p", "wrong", "benchmarks/test_ops.py", *options, PYTHONPATH=path)
     assert run.returncode == 1 and "interpolate, forward[0]: relative error 1.0e-03" in run.stdout, run.stdout
+    assert "peer rosinality is left out: RuntimeError: no compiler" in run.stdout
     measured = {(row["case"].split("-")[0], row["variant"]) for row in report.read_rows(tmp_path / "rows.jsonl")}
     assert measured == {("ops[upfirdn2d_up", variant) for variant in ("gankernels", "stock", "floor", "stylegan3")}
 

@@ -182,7 +182,12 @@ def _public(function, x, scale, noise, b, act, alpha, gain, clamp):
     return function(x, b, act=_ACTS[act], alpha=alpha, gain=gain, clamp=clamp)
 
 
-_PEERS = {"stylegan3": ("torch_utils.ops.bias_act", "bias_act", _public), "mmcv": ("mmcv.ops", "bias_act", _public)}
+def _rosinality(function, x, scale, noise, b, act, alpha, gain, clamp):
+    return function(x, b, negative_slope=alpha, scale=gain)
+
+
+_PEERS = {"stylegan3": ("torch_utils.ops.bias_act", "bias_act", _public), "mmcv": ("mmcv.ops", "bias_act", _public),
+          "rosinality": ("op", "fused_leaky_relu", _rosinality)}  # fmt: skip
 
 SPECS = [
     *(

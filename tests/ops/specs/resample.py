@@ -154,6 +154,26 @@ _UPFIRDN = {
     "upfirdn2d_blur": (SMALL, 1, 1, [2, -1, 1, 2], False, 1.3),
 }
 
+
+
+def _rosinality(function, x, f, up, down, padding, flip_filter, gain):
+    """f of two dimensions, the padding that of both axes."""
+    return function(x, (f.flip((0, 1)) if flip_filter else f) * gain, up, down, tuple(padding[:2]))
+
+
+def _kornia(function, x, f, up, down, padding, flip_filter, gain):
+    """A filter that is separable, and nothing but the filter."""
+    x = torch.nn.functional.pad(x, padding)
+    return function(x, gain * f.outer(f)[None].to(x.dtype), border_type="constant", behaviour="conv", padding="valid")
+
+
+_PEERS = {name: (module, "upfirdn2d", as_it_is) for name, module in (("stylegan3", "torch_utils.ops.upfirdn2d"), ("mmcv", "mmcv.ops"))}
+_MORE_PEERS = {
+    "upfirdn2d_up": {"rosinality": ("op", "upfirdn2d", _rosinality)},
+    "upfirdn2d_halve": {"rosinality": ("op", "upfirdn2d", _rosinality)},
+    "upfirdn2d_blur": {"kornia": ("kornia.filters", "filter2d", _kornia)},
+}
+
 SPECS = [
     Spec(
         name,
@@ -165,10 +185,7 @@ SPECS = [
         shapes={size: _SHAPES[size] for size in ("odd", "large")} if name == "upfirdn2d_halve" else _SHAPES,
         bad=_BAD if name == "upfirdn2d_up" else {},
         real=real,
-        peers={
-            "stylegan3": ("torch_utils.ops.upfirdn2d", "upfirdn2d", as_it_is),
-            "mmcv": ("mmcv.ops", "upfirdn2d", as_it_is),
-        },
+        peers=_PEERS | _MORE_PEERS.get(name, {}),
         goals={mode: {"stock": 8.0} for mode in ("forward", "forward_backward")} if real else {},
     )
     for (name, (f, *constants)), real in zip(
