@@ -16,7 +16,7 @@ test: $(VENV)/installed          ## the whole test suite
 
 bench: $(VENV)/installed         ## measures and writes the README's tables; TIER=full: further dtypes, layouts, shapes, compiled code
 	mkdir -p out && rm -f out/rows.jsonl
-	$(RUN) -m pytest benchmarks --tier $(TIER) --rows out/rows.jsonl --benchmark-columns=median,iqr,rounds; status=$$?; \
+	$(RUN) -m pytest benchmarks --tier $(TIER) --budget 2250 -rs --rows out/rows.jsonl --benchmark-columns=median,iqr,rounds; status=$$?; \
 	$(RUN) -m benchmarks.report out/rows.jsonl && exit $$status
 
 gpu-check:                       ## on a machine with a GPU: builds, tests and measures with the python3 that is there

@@ -1,3 +1,6 @@
+import gc
+import math
+
 import pytest
 import torch
 
@@ -9,6 +12,7 @@ def pytest_addoption(parser):
     group = parser.getgroup("gankernels benchmarks")
     group.addoption("--device", choices=("cpu", "cuda"), help="default: cuda when there is one")
     group.addoption("--seconds", type=float, default=0.5, help="of sampling per case (default 0.5; 0: one round)")
+    group.addoption("--budget", type=float, default=math.inf, help="seconds after which the cases that are left are skipped")
     group.addoption("--tier", choices=("quick", "full"), default="quick", help="full adds layouts, dtypes, shapes, compiled stock")
     group.addoption("--peer", action="append", default=[], metavar="NAME=PATH", help=f"a checkout of public code to compare with: {', '.join(peers.KNOWN)}")
     group.addoption("--rows", metavar="FILE", help="append every result as a line of JSON as soon as it is there")
@@ -25,7 +29,8 @@ def settings(request):
             reporter.ensure_newline()
             reporter.write_line(line)
 
-    return Settings(device, options.seconds, options.rows, tell)
+    yield Settings(device, options.seconds, options.rows, options.budget, tell)
+    gc.unfreeze()  # what `measured` froze, so that it goes in an orderly way
 
 
 def pytest_configure(config):

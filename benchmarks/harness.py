@@ -32,7 +32,8 @@ from torch.utils.flop_counter import flop_registry
 import gankernels
 
 OURS, FLOOR = "gankernels", "floor"  # every other eager variant is named stock…
-MIN_ROUNDS, MAX_ROUNDS, PROCESS_ROUNDS = 5, 500, 3
+MIN_ROUNDS, MAX_ROUNDS = 5, 500
+FEWEST_ROUNDS, LONG = 3, 10.0  # of processes, and of what takes longer than so many seconds for more rounds
 
 
 @dataclasses.dataclass
@@ -151,8 +152,10 @@ def machine_name(device: str) -> str:
 class Settings:
     """The command line of one run, and what it has measured so far."""
 
-    def __init__(self, device: str, seconds: float, rows: str | None, tell: Callable[[str], None] = lambda line: None):
-        self.device, self.seconds, self.tell = device, seconds, tell
+    def __init__(
+        self, device: str, seconds: float, rows: str | None, budget: float = math.inf, tell: Callable[[str], None] = lambda line: None
+    ):
+        self.device, self.seconds, self.budget, self.tell = device, seconds, budget, tell
         self.environment = {
             "device": device,
             "machine": machine_name(device),
@@ -169,8 +172,10 @@ class Settings:
     def measured(self, title, prepare) -> Measured:
         """The samples of a case, taken the first time. A case that is wrong, or breaks, has none: all its tests fail."""
         if title not in self._measured:
-            torch.manual_seed(0)
             began = time.perf_counter()
+            if began - self._began > self.budget:
+                pytest.skip("the time of --budget is up")
+            torch.manual_seed(0)
             try:
                 found = measure(prepare(), self.device, self.seconds)
                 found.cost = time.perf_counter() - began
@@ -282,19 +287,20 @@ def measure(workload: Workload, device: str, seconds: float) -> Measured:
     def rounds(timer, seconds):
         samples = {name: [] for name in calls}
         names, began = list(calls), time.perf_counter()
-        least = MIN_ROUNDS if workload.limit is None else PROCESS_ROUNDS
         while len(samples[names[0]]) < MAX_ROUNDS:
             for name in names:
                 samples[name].append(finished(timer, calls[name]))
             names.append(names.pop(0))  # nobody always follows the same neighbour
-            if len(samples[names[0]]) >= (least if seconds else 1) and time.perf_counter() - began > seconds:
+            elapsed = time.perf_counter() - began
+            least = FEWEST_ROUNDS if workload.limit is not None or elapsed > LONG else MIN_ROUNDS
+            if elapsed > seconds and len(samples[names[0]]) >= (least if seconds else 1):
                 break
         return samples
 
     gc.collect()
     gc.disable()
     try:
-        if device == "cpu":
+        if device == "cpu" or workload.limit is not None:
             samples = device_samples = rounds(wall_time, seconds)
         else:
             samples = rounds(event_time, seconds / 2)

@@ -2,23 +2,29 @@
 
     pytest benchmarks/ --benchmark-json=out.json
     python -m benchmarks.report out.json
+    python -m benchmarks.report --compare before.json after.json
     python -m benchmarks.report --compare main HEAD
+    python -m benchmarks.report --compare main HEAD --measure benchmarks/test_weights.py
 
 A file is what pytest-benchmark or --rows wrote. Cases it holds replace those of the same name, and a line of history is added;
 without any file only the README, docs/benchmarks.md and its plots are written anew. --check writes nothing and fails when the
-README is not up to date. --compare tells what became faster or slower against stock, and fails when anything did become slower.
+README is not up to date. --compare tells what became faster or slower against stock, and fails when anything did become slower:
+between two files of results, or two git revisions, by the results that these hold, or, with --measure and what pytest is to run, by
+building and measuring both now, each in a folder of its own below out/revisions with its own benchmarks.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+ROOT = HERE.parent
 OURS = "gankernels"
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 TITLES = {
@@ -284,28 +290,50 @@ def compare(before: dict, after: dict, threshold: float) -> tuple[list[str], boo
     return lines, slower
 
 
-def of_revision(source: str) -> dict[str, dict]:
+def git(*arguments: str) -> str:
+    run = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    if run.returncode:
+        sys.exit(f"--compare takes files of results or git revisions: git {' '.join(arguments)}: {run.stderr.strip()}")
+    return run.stdout
+
+
+def held_by(source: str) -> dict[str, dict]:
     """The results by machine of a file of results, or of a git revision."""
     if Path(source).is_file():
         found = [json.loads(Path(source).read_text())]
     else:
-        def git(*arguments):
-            return subprocess.run(["git", *arguments], cwd=HERE.parent, capture_output=True, text=True)
-
-        listed = git("ls-tree", "--name-only", source, "benchmarks/results/")
-        if listed.returncode:
-            sys.exit(f"--compare takes a file of results or a git revision, got {source}: {listed.stderr.strip()}")
-        files = [name for name in listed.stdout.splitlines() if name.endswith(".json")]
-        found = [json.loads(git("show", f"{source}:{name}").stdout) for name in files]
+        names = git("ls-tree", "--name-only", source, "benchmarks/results/").splitlines()
+        found = [json.loads(git("show", f"{source}:{name}")) for name in names if name.endswith(".json")]
     return {result["machine"]: result for result in found}
 
 
-def print_comparison(sources: list[str], threshold: float) -> int:
-    before, after = map(of_revision, sources)
+def measured_at(revision: str, arguments: list[str]) -> dict[str, dict]:
+    """The results by machine of a git revision, built and measured now."""
+    commit = git("rev-parse", "--verify", f"{revision}^{{commit}}").strip()
+    folder = ROOT / "out" / "revisions" / commit[:12]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(folder / "python")])}
+    if not (folder / "built").exists():
+        print(f"building {revision} in {folder}", flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        archive = subprocess.run(["git", "archive", commit], cwd=ROOT, check=True, capture_output=True).stdout
+        subprocess.run(["tar", "-x", "-C", folder], input=archive, check=True)
+        subprocess.run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], cwd=folder, env=env, check=True)
+        (folder / "built").touch()
+    rows = folder / "rows.jsonl"
+    rows.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", *arguments, "--rows", rows, "--benchmark-columns=median,iqr,rounds"]
+    print(f"measuring {revision}: {' '.join(map(str, command[1:]))}", flush=True)
+    subprocess.run(command, cwd=folder, env=env)  # what is red is not compared
+    results = merge(read_rows(rows), folder / "results") if rows.exists() else []
+    return {result["machine"]: result for result in (json.loads(path.read_text()) for path in results)}
+
+
+def print_comparison(sources: list[str], threshold: float, arguments: list[str] | None) -> int:
+    before, after = (held_by(source) if arguments is None else measured_at(source, arguments) for source in sources)
     worse = False
     for machine in before.keys() & after.keys():
         lines, slower = compare(before[machine], after[machine], threshold)
-        print("\n".join([f"{machine}:", *(f"  {line}" for line in lines or ["nothing changed by more than the threshold"])]))
+        print("\n".join(["", f"{machine}:", *(f"  {line}" for line in lines or ["nothing changed by more than the threshold"])]))
         worse |= slower
     if not before.keys() & after.keys():
         sys.exit(f"the two have no machine in common: {', '.join(before)} and {', '.join(after)}.")
@@ -348,14 +376,15 @@ def main():
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="of --benchmark-json or --rows")
     parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the results files")
-    parser.add_argument("--readme", type=Path, default=HERE.parent / "README.md")
-    parser.add_argument("--docs", type=Path, default=HERE.parent / "docs", help="folder of benchmarks.md and its plots")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of benchmarks.md and its plots")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="two files of results, or two git revisions")
+    parser.add_argument("--measure", nargs=argparse.REMAINDER, help="what pytest is to measure of both revisions now; comes last")
     parser.add_argument("--threshold", type=float, default=0.1, help="smallest change that --compare tells of (default 0.1)")
     options = parser.parse_args()
     if options.compare:
-        sys.exit(print_comparison(options.compare, options.threshold))
+        sys.exit(print_comparison(options.compare, options.threshold, options.measure))
     rows = [row for file in options.files for row in read_rows(file)]
     if rows and not options.check:
         print("\n".join([f"wrote {path}" for path in merge(rows, options.results)] + shortfalls(rows)))
