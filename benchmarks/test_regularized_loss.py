@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import gankernels as gk
 
 from .harness import Workload, assert_accurate, case, rotated
-from .networks import PeriodsCritic, critic64, residual_critic
+from .networks import PeriodsCritic, critic64, residual_critic, toy_critic
 
 LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last, "signal": torch.contiguous_format}
 
@@ -125,3 +125,9 @@ def test_relativistic_loss_r1_r2(device, layout):
 @case(*VARIANTS)
 def test_loss_and_r1_periods(device):
     return prepare(PeriodsCritic, (8, 1, 4096), "signal", device, r1_loss, {"stock": 1.4})
+
+
+@case(*VARIANTS, width=("4", "16"), tier="full")
+def test_loss_and_r1_toy(device, width):
+    """So small that the calls are all there is: the fold must not cost more of them than it saves."""
+    return prepare(lambda: toy_critic(int(width)), (64, 2), "signal", device, r1_loss, {"stock": 1.0})

@@ -13,6 +13,12 @@ def shape(t: torch.Tensor) -> str:
     return str(tuple(t.shape))
 
 
+def got(value) -> str:
+    """A value as it reads in an error: tensors and what else has no short form by their type."""
+    text = "" if isinstance(value, torch.Tensor) else repr(value)
+    return text if 0 < len(text) <= 60 and "tensor(" not in text else type(value).__name__
+
+
 def check_tensor(op: str, name: str, value) -> None:
     """A floating-point tensor of a dtype the kernels know."""
     if not isinstance(value, torch.Tensor):
@@ -42,6 +48,32 @@ def check_like(op: str, name: str, value, like_name: str, like: torch.Tensor) ->
         raise ValueError(
             f"gankernels.{op}: {name} must be on the device of {like_name}, {like.device}, got {value.device}."
         )
+
+
+def check_integer(op: str, name: str, value, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"gankernels.{op}: {name} must be an integer >= {minimum}, got {got(value)}.")
+
+
+def check_flags(op: str, **flags) -> None:
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"gankernels.{op}: {name} must be True or False, got {type(value).__name__}.")
+
+
+def check_generator(op: str, value) -> None:
+    if value is not None and not isinstance(value, torch.Generator):
+        raise TypeError(f"gankernels.{op}: generator must be a torch.Generator or None, got {type(value).__name__}.")
+
+
+def check_callable(op: str, name: str, value, args, kwargs) -> None:
+    """A callable and what it gets after its first argument, <name>_args and <name>_kwargs."""
+    if not callable(value):
+        raise TypeError(f"gankernels.{op}: {name} must be a callable, got {type(value).__name__}.")
+    if not isinstance(args, (tuple, list)):
+        raise TypeError(f"gankernels.{op}: {name}_args must be a tuple or list, got {type(args).__name__}.")
+    if kwargs is not None and not isinstance(kwargs, dict):
+        raise TypeError(f"gankernels.{op}: {name}_kwargs must be a dict or None, got {type(kwargs).__name__}.")
 
 
 def check_number(op: str, name: str, value, minimum: float = -math.inf, *, above: bool = False) -> None:

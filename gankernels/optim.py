@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
 
-from ._checks import check_number
+from ._checks import check_flags, check_number, got
 from .ops.clip_weights import check_weights, clip_weights_
 
 __all__ = ["Adam", "RMSprop"]
@@ -22,13 +22,22 @@ class _FusedOptimizer(Optimizer):
     """What both share: the moving average, the step's walk over the groups, and interchangeable state dicts."""
 
     _name: str
+    _flags: tuple[str, ...]
 
     def __init__(self, params: ParamsT, defaults: dict, ema: Iterable[torch.Tensor] | None) -> None:
         name = self._name
+        params = _listed(name, "params", params, "tensors or groups")
+        for i, p in enumerate(params):
+            if not isinstance(p, (torch.Tensor, dict, tuple)):
+                raise TypeError(
+                    f"gankernels.{name}: params[{i}] must be a tensor, a pair (name, tensor) or a group, got {type(p).__name__}."
+                )
+        check_flags(name, **{key: defaults[key] for key in self._flags})
         if isinstance(defaults["lr"], torch.Tensor):
             if defaults["lr"].numel() != 1 or defaults["lr"].dtype not in (torch.float32, torch.float64):
                 raise ValueError(
-                    f"gankernels.{name}: lr must be a number or one float32 or float64 number in a tensor."
+                    f"gankernels.{name}: lr must be a number or one float32 or float64 number in a tensor, got "
+                    f"{str(defaults['lr'].dtype)[6:]} {tuple(defaults['lr'].shape)}."
                 )
         else:
             check_number(name, "lr", defaults["lr"], 0)
@@ -40,7 +49,7 @@ class _FusedOptimizer(Optimizer):
         self._ema: dict[torch.Tensor, torch.Tensor] | None = None
         super().__init__(params, defaults)
         if ema is not None:
-            self._ema = self._pair(list(ema))
+            self._ema = self._pair(_listed(name, "ema", ema, "tensors"))
 
     def _pair(self, ema: list) -> dict:
         name = self._name
@@ -143,6 +152,12 @@ class _FusedOptimizer(Optimizer):
             torch._foreach_lerp_([self._ema[p] for p in idle], idle, 1 - group["ema_decay"])
 
 
+def _listed(name: str, key: str, values, what: str) -> list:
+    if isinstance(values, (str, torch.Tensor)) or not isinstance(values, Iterable):
+        raise TypeError(f"gankernels.{name}: {key} must be an iterable of {what}, got {type(values).__name__}.")
+    return list(values)
+
+
 def _metadata(t: torch.Tensor) -> str:
     return f"{str(t.dtype)[6:]} {tuple(t.shape)} on {t.device}"
 
@@ -184,6 +199,7 @@ class RMSprop(_FusedOptimizer):
     """
 
     _name = "optim.RMSprop"
+    _flags = ("centered", "maximize", "capturable")
 
     def __init__(
         self,
@@ -255,6 +271,7 @@ class Adam(_FusedOptimizer):
     """
 
     _name = "optim.Adam"
+    _flags = ("amsgrad", "maximize", "decoupled_weight_decay", "capturable")
 
     def __init__(
         self,
@@ -272,6 +289,8 @@ class Adam(_FusedOptimizer):
         ema_decay: float = 0.999,
         capturable: bool = False,
     ) -> None:
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+            raise TypeError(f"gankernels.{self._name}: betas must be two numbers in [0, 1), got {got(betas)}.")
         for i in range(2):
             _check_fraction(self._name, f"betas[{i}]", betas[i], below_one=True)
         defaults = dict(

@@ -5,8 +5,10 @@
 // computed without gradient (a detached statistic, a mask) does not matter. A node without a rule is not trusted.
 #include <torch/csrc/autograd/generated/Functions.h>
 
+#include <cstring>
 #include <mutex>
 #include <set>
+#include <typeinfo>
 #include <unordered_map>
 
 #include "fold.h"
@@ -152,23 +154,15 @@ std::string obstacle(Node& node, size_t input) {
   return "is not known";
 }
 
-bool holds_samples(Shape shape, const c10::SymInt& samples) { return !shape.empty() && shape[0] % samples == 0; }
-
-}  // namespace
-
-void declare_keeps_rows(const std::string& node_name) {
-  const std::lock_guard lock(declared_mutex);
-  declared.insert(node_name);
-}
-
-Critic examine(const Tensor& score, const Tensor& x) {
-  Critic critic;
-  const auto samples = x.sym_size(0);
+// visit(node, leads_to_x) for every node between score and x, the ones closer to x first; leads_to_x tells which edges do.
+template <class Visit>
+void for_each_between(const Tensor& score, const Tensor& x, const Visit& visit) {
   Node* const input = torch::autograd::impl::gradient_edge(x).function.get();
   Node* const output = score.grad_fn().get();
 
   // depth first without recursion: a node is finished when it is known whether it leads to x
   std::unordered_map<Node*, bool> leads;
+  const auto leads_to_x = [&](const Edge& edge) { return leads[edge.function.get()]; };
   std::vector<std::pair<NodePtr, size_t>> stack;
   leads[input] = true;
   if (output != input) stack.emplace_back(score.grad_fn(), 0);
@@ -182,30 +176,56 @@ Critic examine(const Tensor& score, const Tensor& x) {
     }
     const NodePtr done = node;
     stack.pop_back();
-    Step step{done, {}, {}};
-    bool on_the_way = false;
-    for (size_t i = 0; i < done->num_outputs(); ++i) {
-      const Edge& edge = done->next_edge(i);
+    for (size_t i = 0; i < done->num_outputs(); ++i)
+      if (const Edge& edge = done->next_edge(i); edge.is_valid() && leads_to_x(edge)) leads[done.get()] = true;
+    if (leads[done.get()]) visit(done, leads_to_x);
+  }
+}
+
+bool holds_samples(Shape shape, const c10::SymInt& samples) { return !shape.empty() && shape[0] % samples == 0; }
+
+}  // namespace
+
+void declare_keeps_rows(const std::string& node_name) {
+  const std::lock_guard lock(declared_mutex);
+  declared.insert(node_name);
+}
+
+Critic examine(const Tensor& score, const Tensor& x) {
+  Critic critic;
+  const auto samples = x.sym_size(0);
+  const NodePtr input = torch::autograd::impl::gradient_edge(x).function;
+  for_each_between(score, x, [&](const NodePtr& node, const auto& leads_to_x) {
+    Step step{node, {}, {}};
+    for (size_t i = 0; i < node->num_outputs(); ++i) {
+      const Edge& edge = node->next_edge(i);
       if (!edge.is_valid()) continue;
-      if (!leads[edge.function.get()]) {
+      if (!leads_to_x(edge)) {
         step.parameters.push_back(i);
         continue;
       }
-      on_the_way = true;
-      if (edge.function.get() == input) critic.entries.push_back(done);
+      if (edge.function == input) critic.entries.push_back(node);
       if (!step.why_not.empty()) continue;
-      step.why_not = holds_samples(shape_of(edge), samples) ? obstacle(*done, i) : "does not keep samples along the first dimension";
+      step.why_not = holds_samples(shape_of(edge), samples) ? obstacle(*node, i) : "does not keep samples along the first dimension";
     }
-    leads[done.get()] = on_the_way;
-    if (!on_the_way) continue;
     critic.folds = critic.folds && step.why_not.empty();
     critic.steps.push_back(std::move(step));
-  }
+  });
   if (score.dim() == 0 || score.sym_numel() != samples || score.sym_size(0) != samples) {
     critic.why_not = "the score is not one number per sample";
     critic.folds = false;
   }
   return critic;
+}
+
+bool compiled_between(const Tensor& score, const Tensor& x) {
+  bool compiled = false;
+  for_each_between(score, x, [&](const NodePtr& node, const auto&) {
+    const Node& n = *node;
+    const bool of_python = std::strstr(typeid(n).name(), "PyNode");  // a type that libtorch_python keeps to itself
+    compiled = compiled || (of_python && node->name().find("CompiledFunction") != std::string::npos);
+  });
+  return compiled;
 }
 
 }  // namespace gk

@@ -258,13 +258,16 @@ struct LocalMap : torch::CustomClassHolder {
   virtual int64_t dimensions() const { return 0; }
 };
 
+bool is_traced(const Tensor& t) {
+  return c10::impl::dispatch_mode_enabled() ||
+         t.key_set().has_any(c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize}));
+}
+
 // Whether autograd's engine has handed over the only reference to this memory: then a pass may write its result there, and spares
 // a fresh feature map with its page faults.
 bool is_ours_alone(const Tensor& g) {
-  const bool traced = c10::impl::dispatch_mode_enabled() ||
-                      g.key_set().has_any(c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize}));
   // memory that is not resizable may be somebody's array
-  return !traced && g.use_count() == 1 && g.has_storage() && g.storage().use_count() == 1 && g.storage().resizable() &&
+  return !is_traced(g) && g.use_count() == 1 && g.has_storage() && g.storage().use_count() == 1 && g.storage().resizable() &&
          g.is_non_overlapping_and_dense();
 }
 
@@ -518,8 +521,9 @@ Tensor max_pool(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntArra
 bool both_are(int64_t number, IntArrayRef pair) { return pair.size() == 2 && pair[0] == number && pair[1] == number; }
 
 // The mean over 2x2 of a convolution is a convolution of stride 2 by the mean of its kernel's four shifts: (k + 1)^2 products where the
-// convolution takes 4 k^2. It has run by now, but every further pass is over the other. Undefined where y is not such a convolution, or
-// may be not what it returned, or somebody listens to its gradient.
+// convolution takes 4 k^2. It has run by now, and its mean is taken, but every further pass is over the other; a compiler finds that
+// the convolution itself is not needed. Undefined where y is not such a convolution, or may be not what it returned, or somebody
+// listens to its gradient.
 Tensor pooled_convolution(const Tensor& y) {
   const NodePtr node = y.grad_fn();
   auto* convolution = dynamic_cast<Product<Convolution>*>(node.get());
@@ -529,7 +533,10 @@ Tensor pooled_convolution(const Tensor& y) {
   if (before.transposed || !both_are(1, before.stride) || !both_are(1, before.dilation) || std::min(w.size(2), w.size(3)) < 3) return {};
   auto strided = c10::make_intrusive<Convolution>(before);
   strided->stride = {2, 2};
-  return product_of(x, at::avg_pool2d(at::constant_pad_nd(w, {1, 1, 1, 1}), {2, 2}, {1, 1}), b, strided);
+  const Tensor pooled = at::avg_pool2d(at::constant_pad_nd(w, {1, 1, 1, 1}), {2, 2}, {1, 1});
+  if (is_traced(y)) return product_of(x, pooled, b, strided);
+  return record<Product<Convolution>>({x, pooled, b}, [&] { return at::avg_pool2d(y, {2, 2}, {2, 2}); },
+                                      [&](auto& node, const Tensor&) { node.keep(strided, {x, pooled, b}); });
 }
 
 Tensor avg_pool(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, bool ceil_mode,

@@ -54,4 +54,7 @@ struct Critic {
 };
 Critic examine(const Tensor& score, const Tensor& x);
 
+// Whether a torch.compile'd region stands between x and the score.
+bool compiled_between(const Tensor& score, const Tensor& x);
+
 }  // namespace gk

@@ -48,7 +48,8 @@ struct ReleasedGil {
 
 Tensor input_gradient(const Tensor& score, const Tensor& x) {
   const ReleasedGil released;
-  return torch::autograd::grad({score}, {x}, {at::ones_like(score)}, true, true, true)[0];
+  // ones, but NaN where the score is: a piecewise-linear critic's gradient at a NaN would be finite
+  return torch::autograd::grad({score}, {x}, {at::clamp(score.detach(), 1, 1)}, true, true, true)[0];
 }
 
 Tensor checked_input_gradient(const Tensor& score, const Tensor& x, std::string_view op) {
@@ -234,5 +235,6 @@ TORCH_LIBRARY_FRAGMENT(gankernels, m) {
       "-> (Tensor, Tensor, Tensor)",
       gk::regularize);
   m.def("examine_critic(Tensor score, Tensor input) -> (str[], int[], str[])", gk::examine_critic);
+  m.def("compiled_between(Tensor score, Tensor input) -> bool", gk::compiled_between);
   m.def("declare_keeps_rows(str node_name) -> ()", [](std::string_view name) { gk::declare_keeps_rows(std::string(name)); });
 }

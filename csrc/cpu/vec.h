@@ -13,6 +13,7 @@
 #define GK_MULTIVERSION
 #endif
 
+<<<<<<< HEAD
 // Where sums must stay in registers, their number and size cannot be left to the compiler:
 //
 //   with_registers([&]<int kBytes>() GK_INLINE_LAMBDA { ... register_of<float, kBytes> ... });
@@ -51,6 +52,9 @@ void with_registers(const Body& body) {
 }
 
 }  // namespace gankernels
+=======
+#define GK_INLINE __attribute__((always_inline)) inline  // and functions marked so do
+>>>>>>> main
 
 // Reductions keep this many independent sums: wide enough for two AVX-512 registers of float, and it fixes the order of
 // summation whatever the instruction set.

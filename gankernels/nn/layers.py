@@ -7,16 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from .._checks import check_integer, check_number, got
 from ..ops.minibatch_discrimination import minibatch_discrimination
 from ..ops.minibatch_stddev import minibatch_stddev
 from ..ops.pixel_norm import pixel_norm
-from ..ops.upfirdn2d import setup_filter, upfirdn2d
+from ..ops.upfirdn2d import setup_filter, taps, upfirdn2d
 
 
 class _Resample(nn.Module):
     """`upfirdn2d` with a fixed filter, which is a buffer `kernel`, (rows, columns), as public checkpoints have it."""
 
-    def __init__(self, kernel: Sequence | torch.Tensor, up: int, down: int, pad: Sequence[int], gain: float) -> None:
+    def __init__(self, kernel: torch.Tensor, up: int, down: int, pad: Sequence[int], gain: float) -> None:
         super().__init__()
         self.up, self.down, self.pad = up, down, tuple(pad)
         self.register_buffer("kernel", setup_filter(kernel, separable=False) * gain)
@@ -28,6 +29,14 @@ class _Resample(nn.Module):
         return f"taps={tuple(self.kernel.shape)}, up={self.up}, down={self.down}, pad={self.pad}"
 
 
+def taps_along_axes(op: str, name: str, kernel: Sequence | torch.Tensor) -> torch.Tensor:
+    """A filter of 1 or 2 dimensions."""
+    kernel = taps(op, name, kernel)
+    if kernel.dim() == 0:
+        raise ValueError(f"gankernels.{op}: {name} must have shape (taps,) or (rows, columns), got a number.")
+    return kernel
+
+
 class Blur(_Resample):
     """Filters images, padded by pad = (before, after) along both axes.
 
@@ -36,13 +45,18 @@ class Blur(_Resample):
     """
 
     def __init__(self, kernel: Sequence | torch.Tensor, pad: tuple[int, int], upsample_factor: int = 1) -> None:
-        super().__init__(kernel, 1, 1, pad, upsample_factor**2)
+        if not isinstance(pad, (tuple, list)) or len(pad) != 2 or not all(type(p) is int for p in pad):
+            raise TypeError(f"gankernels.nn.Blur: pad must be two integers, (before, after), got {got(pad)}.")
+        check_integer("nn.Blur", "upsample_factor", upsample_factor, 1)
+        super().__init__(taps_along_axes("nn.Blur", "kernel", kernel), 1, 1, pad, upsample_factor**2)
 
 
 class Upsample(_Resample):
     """Images at `factor` times their size, interpolated with kernel = (taps,) or (rows, columns) of any scale."""
 
     def __init__(self, kernel: Sequence | torch.Tensor = (1, 3, 3, 1), factor: int = 2) -> None:
+        check_integer("nn.Upsample", "factor", factor, 1)
+        kernel = taps_along_axes("nn.Upsample", "kernel", kernel)
         rest = len(kernel) - factor
         super().__init__(kernel, factor, 1, ((rest + 1) // 2 + factor - 1, rest // 2), factor**2)
 
@@ -51,6 +65,8 @@ class Downsample(_Resample):
     """Images at 1/`factor` of their size, filtered with kernel = (taps,) or (rows, columns) of any scale."""
 
     def __init__(self, kernel: Sequence | torch.Tensor = (1, 3, 3, 1), factor: int = 2) -> None:
+        check_integer("nn.Downsample", "factor", factor, 1)
+        kernel = taps_along_axes("nn.Downsample", "kernel", kernel)
         rest = len(kernel) - factor
         super().__init__(kernel, 1, factor, ((rest + 1) // 2, rest // 2), 1)
 
@@ -60,6 +76,7 @@ class PixelNorm(nn.Module):
 
     def __init__(self, eps: float = 1e-8) -> None:
         super().__init__()
+        check_number("nn.PixelNorm", "eps", eps, 0, above=True)
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -74,6 +91,10 @@ class MinibatchStdDev(nn.Module):
 
     def __init__(self, group_size: int | None = 4, num_channels: int = 1, eps: float = 1e-8) -> None:
         super().__init__()
+        if group_size is not None:
+            check_integer("nn.MinibatchStdDev", "group_size", group_size, 1)
+        check_integer("nn.MinibatchStdDev", "num_channels", num_channels, 1)
+        check_number("nn.MinibatchStdDev", "eps", eps, 0, above=True)
         self.group_size, self.num_channels, self.eps = group_size, num_channels, eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -92,6 +113,8 @@ class MinibatchDiscrimination(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, kernel_dims: int = 16) -> None:
         super().__init__()
+        for name, value in (("in_features", in_features), ("out_features", out_features), ("kernel_dims", kernel_dims)):
+            check_integer("nn.MinibatchDiscrimination", name, value, 1)
         self.T = nn.Parameter(torch.randn(in_features, out_features, kernel_dims) / in_features**0.5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from .._checks import check_flags, check_integer, check_number
 from ..ops.bias_act import bias_act
 from ..ops.modulated_conv2d import modulated_conv2d
-from .layers import Blur
+from .layers import Blur, taps_along_axes
 
 
 class FusedLeakyReLU(nn.Module):
@@ -20,6 +21,11 @@ class FusedLeakyReLU(nn.Module):
         self, channels: int, bias: bool = True, negative_slope: float = 0.2, scale: float = math.sqrt(2)
     ) -> None:
         super().__init__()
+        op = "nn.FusedLeakyReLU"
+        check_integer(op, "channels", channels, 1)
+        check_flags(op, bias=bias)
+        check_number(op, "negative_slope", negative_slope)
+        check_number(op, "scale", scale)
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
         self.negative_slope, self.scale = negative_slope, scale
 
@@ -64,6 +70,13 @@ class ModulatedConv2d(nn.Module):
         blur_kernel: Sequence | torch.Tensor = (1, 3, 3, 1),
     ) -> None:
         super().__init__()
+        op = "nn.ModulatedConv2d"
+        check_integer(op, "in_channels", in_channels, 1)
+        check_integer(op, "out_channels", out_channels, 1)
+        check_integer(op, "kernel_size", kernel_size, 1)
+        check_integer(op, "style_dim", style_dim, 1)
+        check_flags(op, demodulate=demodulate, upsample=upsample, downsample=downsample)
+        blur_kernel = taps_along_axes(op, "blur_kernel", blur_kernel)
         self.demodulate, self.up, self.down = demodulate, 2 if upsample else 1, 2 if downsample else 1
         self.weight = nn.Parameter(torch.randn(1, out_channels, in_channels, kernel_size, kernel_size))
         self.modulation = Modulation(style_dim, in_channels)

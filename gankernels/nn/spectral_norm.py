@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _SpectralNorm as StockSpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm as StockSpectralNormHook
 
-from .._checks import check_number, check_tensor
+from .._checks import check_flags, check_integer, check_number, check_tensor, got
 from ..ops import spectral_norm as _ops
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -152,6 +152,11 @@ def _has(layer: nn.Module, name: str) -> bool:
     return any(t is not None for t in tensors) or parametrize.is_parametrized(layer, name) or _stock_hook(layer, name)
 
 
+def _check_name(op: str, name) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"gankernels.{op}: name must be a string, got {type(name).__name__}.")
+
+
 def _check_layer(layer: nn.Module, path: str, name: str, dim: int | None) -> int:
     """The dimension of the matrix's rows, after all that can be said against this layer has been said."""
     weight, label = getattr(layer, name), f"{path}.{name}" if path else name
@@ -168,7 +173,7 @@ def _check_layer(layer: nn.Module, path: str, name: str, dim: int | None) -> int
     if isinstance(dim, bool) or not isinstance(dim, int) or not -weight.dim() <= dim < weight.dim():
         raise ValueError(
             f"gankernels.spectral_norm: dim must be an integer in [{-weight.dim()}, {weight.dim()}) for {label}, "
-            f"got {dim!r}."
+            f"got {got(dim)}."
         )
     return dim % weight.dim()
 
@@ -282,10 +287,9 @@ def spectral_norm(
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"gankernels.spectral_norm: module must be a torch.nn.Module, got {type(module).__name__}.")
-    if isinstance(n_power_iterations, bool) or not isinstance(n_power_iterations, int) or n_power_iterations < 1:
-        raise ValueError(
-            f"gankernels.spectral_norm: n_power_iterations must be an integer >= 1, got {n_power_iterations!r}."
-        )
+    _check_name("spectral_norm", name)
+    check_integer("spectral_norm", "n_power_iterations", n_power_iterations, 1)
+    check_flags("spectral_norm", legacy_state_dict=legacy_state_dict)
     check_number("spectral_norm", "eps", eps, 0)
     eps = float(eps)
     if _has(module, name):
@@ -331,6 +335,7 @@ def remove_spectral_norm(module: nn.Module, name: str = "weight") -> nn.Module:
         raise TypeError(
             f"gankernels.remove_spectral_norm: module must be a torch.nn.Module, got {type(module).__name__}."
         )
+    _check_name("remove_spectral_norm", name)
     layers = [
         layer
         for layer in module.modules()

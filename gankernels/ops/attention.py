@@ -12,7 +12,7 @@ import math
 
 import torch
 
-from .._checks import check_number, check_tensor, shape
+from .._checks import check_flags, check_number, check_tensor, shape
 from .._registration import register
 
 _op = torch.ops.gankernels
@@ -83,7 +83,7 @@ def scaled_dot_product_attention(
     """
     op = "scaled_dot_product_attention"
     if attn_mask is not None:
-        raise NotImplementedError(f"gankernels.{op}: attn_mask must be None; use is_causal, or gankernels.reference.")
+        raise NotImplementedError(f"gankernels.{op}: attn_mask must be None, got {type(attn_mask).__name__}; is_causal is the only mask.")
     for name, t in (("q", q), ("k", k), ("v", v)):
         check_tensor(op, name, t)
         if t.dtype != q.dtype:
@@ -94,6 +94,7 @@ def scaled_dot_product_attention(
         raise ValueError(
             f"gankernels.{op}: q, k, v must have shapes (..., L, E), (..., S, E), (..., S, F), got {shape(q)}, {shape(k)}, {shape(v)}."
         )
+    check_flags(op, is_causal=is_causal)
     if scale is not None:
         check_number(op, "scale", scale)
     return attend(q, k, v, is_causal, scale)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .._checks import check_number, check_tensor, shape
+from .._checks import check_number, check_tensor, got, shape
 from .._registration import refuse_derivative, register
 from .._triton import BLOCK, in_layout_of, jit, tl, triton
 
@@ -692,8 +692,8 @@ def check_side(op: str, name: str, value, x: torch.Tensor) -> None:
 
 def check_function(op: str, act, alpha, gain, clamp) -> tuple:
     """The registered op's (act, alpha, gain, clamp)."""
-    if act not in activation_funcs:
-        raise ValueError(f"gankernels.{op}: act must be one of {', '.join(activation_funcs)}, got {act!r}.")
+    if not isinstance(act, str) or act not in activation_funcs:
+        raise ValueError(f"gankernels.{op}: act must be one of {', '.join(activation_funcs)}, got {got(act)}.")
     f = activation_funcs[act]
     alpha, gain = f.def_alpha if alpha is None else alpha, f.def_gain if gain is None else gain
     check_number(op, "alpha", alpha)
@@ -739,7 +739,7 @@ def bias_act(
     if b is None:
         return _op.bias_act(x if x.dim() > 1 else x.reshape(1, -1), None, None, None, *numbers).view(x.shape)
     if isinstance(dim, bool) or not isinstance(dim, int) or not -x.dim() <= dim < x.dim():
-        raise ValueError(f"gankernels.bias_act: dim must name a dimension of x of shape {shape(x)}, got {dim!r}.")
+        raise ValueError(f"gankernels.bias_act: dim must name a dimension of x of shape {shape(x)}, got {got(dim)}.")
     check_side("bias_act", "b", b, x)
     dim %= x.dim()
     if b.shape != (x.shape[dim],):

@@ -38,7 +38,7 @@ def check_weights(op: str, name: str, tensors: list) -> None:
 
 
 def _fake(weights, c):
-    check_weights("clip_weights_", "weights", weights)
+    check_weights("clip_weights_", "module_or_tensors", weights)
 
 
 register("clip_weights_", fake=_fake, mutates=True)
@@ -64,7 +64,7 @@ def clip_weights_(module_or_tensors: torch.nn.Module | Iterable[torch.Tensor], c
         weights = list(module_or_tensors.parameters())
     elif isinstance(module_or_tensors, torch.Tensor):
         weights = [module_or_tensors]
-    elif isinstance(module_or_tensors, Iterable):
+    elif isinstance(module_or_tensors, Iterable) and not isinstance(module_or_tensors, str):
         weights = list(module_or_tensors)
     else:
         raise TypeError(
@@ -76,5 +76,5 @@ def clip_weights_(module_or_tensors: torch.nn.Module | Iterable[torch.Tensor], c
         _op.clip_weights_.default(weights, c)
     except (RuntimeError, TypeError):
         # The kernel makes the same checks before it modifies anything, and faster; here the error gets its type.
-        check_weights("clip_weights_", "weights", weights)
+        check_weights("clip_weights_", "module_or_tensors", weights)
         raise

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from .._checks import check_tensor, shape
+from .._checks import check_flags, check_integer, check_tensor, shape
 from .bias_act import check_side
 from .upfirdn2d import check_images, filter_for, padding_of, taps_of, upfirdn2d
 from .upfirdn2d import reference as upfirdn2d_reference
@@ -81,8 +81,7 @@ def resampled(x, w, f, up, down, padding, groups, flip_weight, flip_filter):
 
 def check_weight(op, name, w, x, groups=1):
     check_tensor(op, name, w)
-    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
-        raise ValueError(f"gankernels.{op}: groups must be an integer >= 1, got {groups!r}.")
+    check_integer(op, "groups", groups, 1)
     if w.dim() != 4 or 0 in w.shape or w.shape[1] * groups != x.shape[1] or w.shape[0] % groups:
         inputs = f"{x.shape[1]}" if groups == 1 else f"{x.shape[1]} / {groups}"
         multiple = "" if groups == 1 else f", O a multiple of {groups}"
@@ -93,8 +92,7 @@ def check_weight(op, name, w, x, groups=1):
 
 
 def factor_of(op, name, value):
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"gankernels.{op}: {name} must be an integer >= 1, got {value!r}.")
+    check_integer(op, name, value, 1)
     return value
 
 
@@ -153,5 +151,6 @@ def conv2d_resample(
     check_weight(op, "w", w, x, groups)
     f = filter_for(op, "f", f, x)
     up, down = factor_of(op, "up", up), factor_of(op, "down", down)
+    check_flags(op, flip_weight=flip_weight, flip_filter=flip_filter)
     padding, _ = padding_for(op, x, w, f, up, down, padding)
     return resampled(x, w.to(x.dtype), f, up, down, padding, groups, flip_weight, flip_filter)

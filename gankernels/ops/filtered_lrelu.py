@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from .._checks import check_number, check_tensor, shape
+from .._checks import check_flags, check_integer, check_number, check_tensor, shape
 from .._registration import register
 from .upfirdn2d import check_gain, check_images, empty_images, filter_for, padding_of, taps_of
 from .upfirdn2d import reference as upfirdn2d_reference
@@ -120,8 +120,7 @@ register("filtered_lrelu_bwd", fake=_bwd_fake, backward=_bwd_backward, setup_con
 
 
 def _factor(op, name, value):
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"gankernels.{op}: {name} must be an integer >= 1, got {value!r}.")
+    check_integer(op, name, value, 1)
     return value
 
 
@@ -183,6 +182,7 @@ def filtered_lrelu(
     up, down, padding = _factor(op, "up", up), _factor(op, "down", down), padding_of(op, padding)
     gain = check_gain(op, gain)
     check_number(op, "slope", slope)
+    check_flags(op, flip_filter=flip_filter)
     if clamp is not None:
         check_number(op, "clamp", clamp, 0)
     (width, height), (fw, fh) = _middle_of(x, fu, up, padding), taps_of(fd)

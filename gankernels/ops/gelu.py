@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .._checks import check_tensor
+from .._checks import check_tensor, got
 from .._registration import register
 from .._triton import BLOCK, in_layout_of, is_dense, jit, tl, triton
 
@@ -166,5 +166,5 @@ def gelu(x: torch.Tensor, approximate: str = "none") -> torch.Tensor:
     """
     check_tensor("gelu", "x", x)
     if approximate not in ("none", "tanh"):
-        raise ValueError(f"gankernels.gelu: approximate must be 'none' or 'tanh', got {approximate!r}.")
+        raise ValueError(f"gankernels.gelu: approximate must be 'none' or 'tanh', got {got(approximate)}.")
     return _op.gelu(x, approximate == "tanh")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from .._checks import check_batch, check_number
+from .._checks import check_batch, check_flags, check_number
 from .._registration import register
 from .._triton import BLOCK, blocks_of, fake_like, in_layout_of, jit, sample_and_offsets, samples_first, tl
 
@@ -237,4 +237,5 @@ def grad_norm_penalty(
     """
     check_batch("grad_norm_penalty", "grads", grads)
     check_number("grad_norm_penalty", "target", target, 0)
-    return _op.grad_norm_penalty(grads, float(target), bool(one_sided))
+    check_flags("grad_norm_penalty", one_sided=one_sided)
+    return _op.grad_norm_penalty(grads, float(target), one_sided)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from .._checks import check_tensor, shape
+from .._checks import check_flags, check_tensor, got, shape
 
 _op = torch.ops.gankernels
 
@@ -80,7 +80,8 @@ def grid_sample(
         raise ValueError(f"gankernels.{op}: grid must be on the device of x, {x.device}, got {grid.device}.")
     if padding_mode not in PADDING_MODES:
         known = ", ".join(PADDING_MODES)
-        raise ValueError(f"gankernels.{op}: padding_mode must be one of {known}, got {padding_mode!r}.")
+        raise ValueError(f"gankernels.{op}: padding_mode must be one of {known}, got {got(padding_mode)}.")
+    check_flags(op, align_corners=align_corners)
     dtype = torch.promote_types(torch.promote_types(x.dtype, grid.dtype), torch.float32)
     mode = PADDING_MODES.index(padding_mode)
-    return _op.grid_sample(x.to(dtype), grid.to(dtype), mode, bool(align_corners)).to(x.dtype)
+    return _op.grid_sample(x.to(dtype), grid.to(dtype), mode, align_corners).to(x.dtype)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .._checks import check_number, check_tensor, shape
+from .._checks import check_number, check_tensor, got, shape
 from .._registration import register
 from .._triton import BLOCK, in_layout_of, jit, planes_or_rows, tl, triton
 
@@ -466,14 +466,17 @@ def group_norm(
     check_tensor(op, "x", x)
     if x.dim() < 2 or x.numel() == 0:
         raise ValueError(f"gankernels.{op}: x must have shape (N, C, ...) and no dimension of size 0, got {shape(x)}.")
-    if not isinstance(num_groups, int) or num_groups < 1 or x.shape[1] % num_groups:
-        raise ValueError(f"gankernels.{op}: num_groups must divide the {x.shape[1]} channels, got {num_groups!r}.")
+    if isinstance(num_groups, bool) or not isinstance(num_groups, int) or num_groups < 1 or x.shape[1] % num_groups:
+        raise ValueError(f"gankernels.{op}: num_groups must divide the {x.shape[1]} channels, got {got(num_groups)}.")
     _check_norm(op, x, weight, bias, (x.shape[1],), eps)
     return _op.fast_group_norm(x, weight, bias, num_groups, float(eps))
 
 
 def _check_trailing(op, x, normalized_shape):
-    normalized_shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    sizes = normalized_shape if isinstance(normalized_shape, (tuple, list)) else (normalized_shape,)
+    if any(isinstance(size, bool) or not isinstance(size, int) for size in sizes):
+        raise TypeError(f"gankernels.{op}: normalized_shape must be an integer or integers, got {got(normalized_shape)}.")
+    normalized_shape = tuple(sizes)
     check_tensor(op, "x", x)
     if not normalized_shape or tuple(x.shape[-len(normalized_shape) :]) != normalized_shape or x.numel() == 0:
         raise ValueError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from .._checks import check_batch, check_like, check_tensor, shape
+from .._checks import check_batch, check_generator, check_like, check_tensor, got, shape
 from .._registration import register
 from .._triton import BLOCK, blocks_of, fake_like, in_layout_of, jit, sample_and_offsets, samples_first, tl
 
@@ -149,19 +149,25 @@ def interpolate(
     """
     check_batch("interpolate", "real", real)
     check_like("interpolate", "fake", fake, "real", real)
+    return between("interpolate", real, fake, eps, generator)
+
+
+def between(op, real, fake, eps, generator):
+    """`interpolate` of a checked pair, for `op`."""
+    check_generator(op, generator)
     n = real.shape[0]
     dtype = torch.promote_types(real.dtype, torch.float32)  # a bfloat16 eps would take 256 values
     if eps is None:
         eps = torch.rand(n, dtype=dtype, device=real.device, generator=generator)
     elif isinstance(eps, torch.Tensor):
-        check_tensor("interpolate", "eps", eps)
+        check_tensor(op, "eps", eps)
         if eps.shape[:1] != (n,) or eps.numel() != n:
-            raise ValueError(f"gankernels.interpolate: eps must have one value per sample, shape ({n},), got {shape(eps)}.")
+            raise ValueError(f"gankernels.{op}: eps must have one value per sample, shape ({n},), got {shape(eps)}.")
         if eps.device != real.device:
-            raise ValueError(f"gankernels.interpolate: eps must be on the device of real, {real.device}, got {eps.device}.")
+            raise ValueError(f"gankernels.{op}: eps must be on the device of real, {real.device}, got {eps.device}.")
         eps = eps.reshape(n).to(dtype)
     else:
         if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps <= 1:
-            raise ValueError(f"gankernels.interpolate: eps must be a tensor or a number in [0, 1], got {eps!r}.")
+            raise ValueError(f"gankernels.{op}: eps must be a tensor or a number in [0, 1], got {got(eps)}.")
         eps = torch.full((n,), float(eps), dtype=dtype, device=real.device)
     return _op.interpolate(real, fake, eps)

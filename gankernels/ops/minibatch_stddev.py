@@ -13,7 +13,7 @@ import math
 
 import torch
 
-from .._checks import check_number, check_tensor, shape
+from .._checks import check_integer, check_number, check_tensor, shape
 from .._registration import register
 from .._triton import BLOCK, in_layout_of, jit, samples_first, tl, triton
 
@@ -258,14 +258,15 @@ def minibatch_stddev(
     check_tensor(op, "x", x)
     if x.dim() < 2 or (x.shape[0] > 0 and x.numel() == 0):
         raise ValueError(f"gankernels.{op}: x must have shape (N, C, ...) and no empty samples, got {shape(x)}.")
-    if group_size is not None and (not isinstance(group_size, int) or group_size < 1):
-        raise ValueError(f"gankernels.{op}: group_size must be an integer >= 1 or None, got {group_size!r}.")
+    if group_size is not None:
+        check_integer(op, "group_size", group_size, 1)
     group = max(_group_of(x, group_size), 1)
     if x.shape[0] % group:
         raise ValueError(f"gankernels.{op}: group_size must divide the batch of {x.shape[0]}, got {group_size}.")
-    if not isinstance(num_channels, int) or num_channels < 1 or x.shape[1] % num_channels:
+    check_integer(op, "num_channels", num_channels, 1)
+    if x.shape[1] % num_channels:
         raise ValueError(
-            f"gankernels.{op}: num_channels must be an integer that divides C = {x.shape[1]}, got {num_channels!r}."
+            f"gankernels.{op}: num_channels must be an integer that divides C = {x.shape[1]}, got {num_channels}."
         )
     check_number(op, "eps", eps, 0, above=True)
     return _append(x, _op.minibatch_stddev(x, group, num_channels, float(eps)), group)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .._checks import check_number, shape
+from .._checks import check_flags, check_number, shape
 from .bias_act import NUMBERS, check_function, check_side
 from .bias_act import reference as bias_act_reference
 from .conv2d_resample import check_weight, factor_of, padding_for, resampled
@@ -145,6 +145,7 @@ def modulated_conv2d(
     _check_styles(op, "styles", styles, x)
     f = filter_for(op, "resample_filter", resample_filter, x)
     function = check_function(op, act, alpha, gain, clamp)
+    check_flags(op, demodulate=demodulate, flip_weight=flip_weight)
     up, down = factor_of(op, "up", up), factor_of(op, "down", down)
     padding, size = padding_for(op, x, weight, f, up, down, padding)
     if bias is not None:

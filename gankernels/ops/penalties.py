@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .._checks import check_batch, check_like, check_number, check_tensor, shape
+from .._checks import check_batch, check_callable, check_flags, check_generator, check_like, check_number, check_tensor, shape
 from .fast_double_backward import fast_double_backward
-from .interpolate import interpolate
+from .interpolate import between
 
 _op = torch.ops.gankernels
 _COMPILED = (
@@ -30,7 +30,11 @@ def _score(op: str, outputs, output) -> torch.Tensor:
     if callable(output):
         outputs = output(outputs)
     elif output is not None:
+        if isinstance(output, bool) or not isinstance(output, (int, str)):
+            raise TypeError(f"gankernels.{op}: output must be an index, a key or a callable, got {type(output).__name__}.")
         try:
+            if isinstance(outputs, torch.Tensor):  # an index would take a sample
+                raise TypeError
             outputs = outputs[output]
         except (IndexError, KeyError, TypeError) as error:
             raise ValueError(
@@ -46,32 +50,9 @@ def _score(op: str, outputs, output) -> torch.Tensor:
     return outputs
 
 
-def _ancestors(node):
-    pending, seen = [node], set()
-    while pending:
-        node = pending.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            pending.extend(parent for parent, _ in node.next_functions)
-            yield node
-
-
-def _compiled_between(score: torch.Tensor, x: torch.Tensor) -> bool:
-    """Whether a torch.compile'd region stands between x and the score in the autograd graph."""
-    if "torch._dynamo" not in sys.modules:
-        return False
-    compiled = [node for node in _ancestors(score.grad_fn) if "CompiledFunction" in node.name()]
-    return any(
-        ancestor is x.grad_fn if x.grad_fn is not None else getattr(ancestor, "variable", None) is x
-        for node in compiled
-        for ancestor in _ancestors(node)
-    )
-
-
 def _differentiable_score(op, critic, x, critic_args, critic_kwargs, output):
     """The critic's score, the points it is to be differentiated at, and all that the critic returned."""
-    if not callable(critic):
-        raise TypeError(f"gankernels.{op}: critic must be a callable, got {type(critic).__name__}.")
+    check_callable(op, "critic", critic, critic_args, critic_kwargs)
     if not torch.is_grad_enabled():
         raise RuntimeError(f"gankernels.{op}: gradients must be enabled, and this runs under torch.no_grad().")
     if not x.requires_grad:
@@ -97,7 +78,7 @@ def _differentiable_score(op, critic, x, critic_args, critic_kwargs, output):
     if not torch.compiler.is_compiling():
         if score is x or score._is_view() and score._base is x:
             raise RuntimeError(f"gankernels.{op}: critic must compute its score, and it returned its input or a view of it.")
-        if _compiled_between(score, x):
+        if "torch._dynamo" in sys.modules and _op.compiled_between(score, x):
             # PyTorch 2.11 would return a gradient without a graph and lose the penalty in silence
             raise RuntimeError(
                 f"gankernels.{op}: a compiled critic cannot be differentiated twice, so its penalty would have no gradient; "
@@ -112,6 +93,7 @@ def _points(op: str, name: str, points: torch.Tensor) -> torch.Tensor:
 
 
 def _penalise(op, critic, x, weight, target, one_sided, critic_args, critic_kwargs, output, return_norms):
+    check_flags(op, one_sided=one_sided, return_norms=return_norms)
     score, x, _ = _differentiable_score(op, critic, x, critic_args, critic_kwargs, output)
     penalty, norms = _op.input_gradient_penalty(score, x, weight, target, one_sided, op)
     return (penalty, norms) if return_norms else penalty
@@ -122,12 +104,15 @@ _ARGUMENTS = """critic: any callable (N, ...) -> scores of any shape. When it re
         output: which score to differentiate where that is not it: an index, a key, or a callable on what the critic returned.
         return_norms: also return the per-sample gradient norms (N,), which carry no gradient."""
 
+_NAN = """A score that is NaN makes the penalty NaN, though the slopes of a piecewise-linear critic there be finite (a hardtanh's, 0, hides it)."""
+
 _RAISES = """TypeError or ValueError for arguments that do not fit, RuntimeError when the penalty would be lost: gradients are off, the score
     does not depend on the input, or the critic is compiled (compile the whole step instead)."""
 
 
 def _documented(function):
-    function.__doc__ = function.__doc__.replace("{arguments}", _ARGUMENTS).replace("{raises}", _RAISES)
+    for key, text in (("{arguments}", _ARGUMENTS), ("{nan}", _NAN), ("{raises}", _RAISES)):
+        function.__doc__ = function.__doc__.replace(key, text)
     return function
 
 
@@ -158,6 +143,7 @@ def gradient_penalty(
         {arguments}
 
     Returns: a scalar, in float32 (float64 for float64 input).
+    {nan}
 
     Raises: {raises}
 
@@ -168,7 +154,7 @@ def gradient_penalty(
     check_like(op, "fake", fake, "real", real)
     check_number(op, "weight", weight, 0)
     check_number(op, "target", target, 0)
-    x = interpolate(real, fake, eps, generator)
+    x = between(op, real, fake, eps, generator)
     return _penalise(op, critic, x, weight, target, one_sided, critic_args, critic_kwargs, output, return_norms)
 
 
@@ -191,6 +177,7 @@ def r1_penalty(
         {arguments}
 
     Returns: a scalar, in float32 (float64 for float64 input).
+    {nan}
 
     Raises: {raises}
 
@@ -220,6 +207,7 @@ def r2_penalty(
         {arguments}
 
     Returns: a scalar, in float32 (float64 for float64 input).
+    {nan}
 
     Raises: {raises}
 
@@ -254,6 +242,7 @@ def dragan_penalty(
         {arguments}
 
     Returns: a scalar, in float32 (float64 for float64 input).
+    {nan}
 
     Raises: {raises}
 
@@ -263,8 +252,9 @@ def dragan_penalty(
     real = _points(op, "real", real)
     for name, value in (("weight", weight), ("target", target), ("noise", noise)):
         check_number(op, name, value, 0)
+    check_generator(op, generator)
     u = torch.empty_like(real).uniform_(generator=generator)
-    x = interpolate(real, real + noise * real.std(correction=0) * u, generator=generator)
+    x = between(op, real, real + noise * real.std(correction=0) * u, None, generator)
     return _penalise(op, critic, x, weight, target, False, critic_args, critic_kwargs, output, return_norms)
 
 
@@ -311,12 +301,16 @@ def path_length_penalty(
     if w.dim() not in (2, 3):
         raise ValueError(f"gankernels.{op}: w must have shape (N, D) or (N, L, D), got {shape(w)}.")
     if not isinstance(mean_length, torch.Tensor) or mean_length.numel() != 1:
-        raise TypeError(f"gankernels.{op}: mean_length must be a tensor of one element, which is updated in place.")
+        got = shape(mean_length) if isinstance(mean_length, torch.Tensor) else type(mean_length).__name__
+        raise TypeError(f"gankernels.{op}: mean_length must be a tensor of one element, updated in place, got {got}.")
     check_tensor(op, "mean_length", mean_length)
     if mean_length.device != w.device:
         raise ValueError(f"gankernels.{op}: mean_length must be on the device of w, {w.device}, got {mean_length.device}.")
-    if not callable(synthesis):
-        raise TypeError(f"gankernels.{op}: synthesis must be a callable, got {type(synthesis).__name__}.")
+    check_callable(op, "synthesis", synthesis, synthesis_args, synthesis_kwargs)
+    check_generator(op, generator)
+    check_flags(op, return_lengths=return_lengths)
+    if noise is not None:
+        check_tensor(op, "noise", noise)
 
     def projected(w, *args, **kwargs):
         images = _score(op, synthesis(w, *args, **kwargs), output)
@@ -332,7 +326,7 @@ def path_length_penalty(
     score, w, _ = _differentiable_score(
         op, projected, w if w.requires_grad else w.detach(), synthesis_args, synthesis_kwargs, None
     )
-    (grads,) = torch.autograd.grad(score.sum(), w, create_graph=True, allow_unused=True)
+    (grads,) = torch.autograd.grad(score, w, score.detach().clamp(1, 1), create_graph=True, allow_unused=True)
     if grads is None:
         raise RuntimeError(
             f"gankernels.{op}: the images must depend on w, and their gradient there is absent: look for detach or .data in synthesis."

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from .._checks import check_number, check_tensor, shape
+from .._checks import check_number, check_tensor, got, shape
 from .._registration import register
 from .._triton import BLOCK, in_layout_of, jit, planes_or_rows, tl, triton
 
@@ -267,8 +267,8 @@ def pixel_norm(x: torch.Tensor, dim: int = 1, eps: float = 1e-8) -> torch.Tensor
         raise ValueError(
             f"gankernels.pixel_norm: x must have shape (N, C) or (N, C, ...), 5 dimensions at most, got {shape(x)}."
         )
-    if dim not in ((1, -1) if x.dim() == 2 else (1,)):
+    if isinstance(dim, bool) or not isinstance(dim, int) or dim not in ((1, -1) if x.dim() == 2 else (1,)):
         expected = "1 or -1" if x.dim() == 2 else "1"
-        raise ValueError(f"gankernels.pixel_norm: dim must be {expected} for x of shape {shape(x)}, got {dim!r}.")
+        raise ValueError(f"gankernels.pixel_norm: dim must be {expected} for x of shape {shape(x)}, got {got(dim)}.")
     check_number("pixel_norm", "eps", eps, 0, above=True)
     return _op.pixel_norm(x, float(eps))

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 
-from .._checks import check_batch, check_number
+from .._checks import check_batch, check_flags, check_number
 from .penalties import _differentiable_score, _documented
 
 _op = torch.ops.gankernels
@@ -68,6 +68,7 @@ def regularized_scores(
     Returns: (scores, penalty, norms, outputs): the scores in the shape that the critic gave them, a scalar in float32 (float64 for float64
     input), the per-sample gradient norms (N,), which carry no gradient, and what the critic returned. Losses on other parts of `outputs`,
     and other losses, may be added to the same backward. Differentiable once.
+    {nan}
 
     Raises: {raises}
 
@@ -77,6 +78,7 @@ def regularized_scores(
     op = "regularized_scores"
     check_batch(op, "x", x)
     check_number(op, "gamma", gamma, 0)
+    check_flags(op, fold=fold)
     score, x, outputs = _differentiable_score(op, critic, x.detach(), critic_args, critic_kwargs, output)
     scores, penalty, norms = _op.regularize(score, x, gamma / 2, 0.0, False, fold, op)
     return RegularizedScores(scores, penalty, norms, outputs)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from .._checks import check_number, check_tensor, shape
+from .._checks import check_flags, check_number, check_tensor, got, shape
 from .._registration import register
 
 _op = torch.ops.gankernels
@@ -113,14 +113,14 @@ def filter_for(op, name, f, x):
 def _integers(op, name, value, lengths, expected):
     values = pair(value) if isinstance(value, (int, list, tuple)) else [None]
     if len(values) not in lengths or not all(isinstance(v, int) and not isinstance(v, bool) for v in values):
-        raise ValueError(f"gankernels.{op}: {name} must be {expected}, got {value!r}.")
+        raise ValueError(f"gankernels.{op}: {name} must be {expected}, got {got(value)}.")
     return values
 
 
 def factors_of(op, name, value):
     factors = _integers(op, name, value, (2,), "an integer >= 1 or [x, y]")
     if min(factors) < 1:
-        raise ValueError(f"gankernels.{op}: {name} must be an integer >= 1 or [x, y], got {value!r}.")
+        raise ValueError(f"gankernels.{op}: {name} must be an integer >= 1 or [x, y], got {got(value)}.")
     return factors
 
 
@@ -131,6 +131,25 @@ def padding_of(op, value):
 def check_gain(op, gain):
     check_number(op, "gain", gain)
     return float(gain)
+
+
+def taps(op, name, f, device=None) -> torch.Tensor:
+    """A filter as people write it, as a float32 tensor."""
+    try:
+        if isinstance(f, bool):
+            raise TypeError
+        t = torch.as_tensor(f, dtype=torch.float32, device=device).detach()
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"gankernels.{op}: {name} must be numbers, as a tensor or a nested sequence, got {type(f).__name__}."
+        ) from None
+    if t.dim() > 2 or t.numel() == 0:
+        raise ValueError(
+            f"gankernels.{op}: {name} must have shape (), (taps,) or (rows, columns), and not be empty, got {shape(t)}."
+        )
+    if not t.isfinite().all():
+        raise ValueError(f"gankernels.{op}: {name} must be finite, got {t[~t.isfinite()].flatten()[0].item()} in it.")
+    return t
 
 
 def setup_filter(
@@ -158,14 +177,13 @@ def setup_filter(
     asked for, or of sum 0 where it is to be normalised.
     """
     op = "setup_filter"
-    f = torch.as_tensor(1 if f is None else f, dtype=torch.float32, device=device).detach()
-    if f.dim() > 2 or f.numel() == 0:
-        raise ValueError(
-            f"gankernels.{op}: f must have shape (), (taps,) or (rows, columns), and not be empty, got {shape(f)}."
-        )
-    if not f.isfinite().all():
-        raise ValueError(f"gankernels.{op}: f must be finite, got {f[~f.isfinite()].flatten()[0].item()} in it.")
+    check_flags(op, normalize=normalize, flip_filter=flip_filter)
+    if separable is not None:
+        check_flags(op, separable=separable)
+    if device is not None and not isinstance(device, (torch.device, str)):
+        raise TypeError(f"gankernels.{op}: device must be a torch.device, its name or None, got {type(device).__name__}.")
     check_gain(op, gain)
+    f = taps(op, "f", 1 if f is None else f, device)
     f = f.reshape(1) if f.dim() == 0 else f
     if separable and f.dim() == 2:
         raise ValueError(f"gankernels.{op}: f must have shape (taps,) where separable=True, got {shape(f)}.")
@@ -212,8 +230,12 @@ def upfirdn2d(
     Source: Crochiere & Rabiner 1983, "Multirate Digital Signal Processing"; in networks, Karras et al. 2020, "Analyzing and
     Improving the Image Quality of StyleGAN", appendix B.
     """
-    op = "upfirdn2d"
+    return _resample("upfirdn2d", x, f, up, down, padding, flip_filter, gain)
+
+
+def _resample(op, x, f, up, down, padding, flip_filter, gain, further_gain=1):
     check_images(op, x)
+    check_flags(op, flip_filter=flip_filter)
     f = filter_for(op, "f", f, x)
     up, down, padding = factors_of(op, "up", up), factors_of(op, "down", down), padding_of(op, padding)
     (fw, fh), (x0, x1, y0, y1) = taps_of(f), padding
@@ -223,7 +245,7 @@ def upfirdn2d(
             f"gankernels.{op}: padding must leave at least as much as f, {(fh, fw)}, covers, got {tuple(padding)}, which makes the "
             f"upsampled image {padded}."
         )
-    return _op.upfirdn2d(x, f, up, down, padding, flip_filter, check_gain(op, gain))
+    return _op.upfirdn2d(x, f, up, down, padding, flip_filter, check_gain(op, gain) * further_gain)
 
 
 def _centred(op, x, f, padding, before, after):
@@ -243,7 +265,7 @@ def filter2d(
 ) -> torch.Tensor:
     """`upfirdn2d` without resampling, padded so that the size stays; `padding` comes on top of that."""
     f, padding = _centred("filter2d", x, f, padding, lambda taps, axis: taps // 2, lambda taps, axis: (taps - 1) // 2)
-    return upfirdn2d(x, f, padding=padding, flip_filter=flip_filter, gain=gain)
+    return _resample("filter2d", x, f, 1, 1, padding, flip_filter, gain)
 
 
 def upsample2d(
@@ -260,7 +282,7 @@ def upsample2d(
     f, padding = _centred(
         "upsample2d", x, f, padding, lambda taps, i: (taps + up[i] - 1) // 2, lambda taps, i: (taps - up[i]) // 2
     )
-    return upfirdn2d(x, f, up=up, padding=padding, flip_filter=flip_filter, gain=gain * math.prod(up))
+    return _resample("upsample2d", x, f, up, 1, padding, flip_filter, gain, math.prod(up))
 
 
 def downsample2d(
@@ -276,4 +298,4 @@ def downsample2d(
     f, padding = _centred(
         "downsample2d", x, f, padding, lambda taps, i: (taps - down[i] + 1) // 2, lambda taps, i: (taps - down[i]) // 2
     )
-    return upfirdn2d(x, f, down=down, padding=padding, flip_filter=flip_filter, gain=gain)
+    return _resample("downsample2d", x, f, 1, down, padding, flip_filter, gain)

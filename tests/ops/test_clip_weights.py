@@ -125,14 +125,14 @@ def test_bad_c(c, error):
         (
             torch.ones(3, dtype=torch.int64),
             TypeError,
-            r"weights\[1\] must be float64, float32, bfloat16 or float16, got int64",
+            r"module_or_tensors\[1\] must be float64, float32, bfloat16 or float16, got int64",
         ),
-        (torch.ones(3, dtype=torch.complex64), TypeError, r"weights\[1\] must be float64.*got complex64"),
-        (torch.ones(3).to_sparse(), TypeError, r"weights\[1\] must be dense, got sparse_coo"),
-        (3.0, TypeError, r"weights\[1\] must be a tensor, got float"),
-        (torch.ones(1).expand(3), ValueError, r"weights\[1\] must have its own memory for every element"),
-        (torch.ones(3, device="meta"), ValueError, "weights must be on one device, got cpu and meta"),
-        pytest.param("cuda", ValueError, "weights must be on one device", marks=pytest.mark.gpu),
+        (torch.ones(3, dtype=torch.complex64), TypeError, r"module_or_tensors\[1\] must be float64.*got complex64"),
+        (torch.ones(3).to_sparse(), TypeError, r"module_or_tensors\[1\] must be dense, got sparse_coo"),
+        (3.0, TypeError, r"module_or_tensors\[1\] must be a tensor, got float"),
+        (torch.ones(1).expand(3), ValueError, r"module_or_tensors\[1\] must have its own memory for every element"),
+        (torch.ones(3, device="meta"), ValueError, "module_or_tensors must be on one device, got cpu and meta"),
+        pytest.param("cuda", ValueError, "module_or_tensors must be on one device", marks=pytest.mark.gpu),
     ],
 )
 def test_bad_tensors(bad, error, sentence):

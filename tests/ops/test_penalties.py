@@ -289,12 +289,26 @@ def test_low_precision_critic_has_a_float32_penalty(dtype):
     assert loss.dtype == norms.dtype == torch.float32 and model[0].weight.grad.dtype == dtype
 
 
-def test_nan_in_gives_nan_out():
-    model, (real, fake) = nn.Sequential(nn.Flatten(), nn.Linear(768, 4), nn.Tanh(), nn.Linear(4, 1)).double(), batch()
+@pytest.mark.parametrize("activation", (nn.Tanh(), nn.LeakyReLU(0.2), nn.ReLU()), ids=str)
+def test_nan_in_gives_nan_out(activation):
+    """Piecewise linear too, where stock's penalty at a NaN is finite: the slope there is."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 4), activation, nn.Linear(4, 1)).double()
+    real, fake = batch()
     real[0, 0, 0, 0] = float("nan")
-    loss = gk.gradient_penalty(model, real, fake)
-    loss.backward()
-    assert loss.isnan()
+    penalty, norms = gk.gradient_penalty(model, real, fake, return_norms=True)
+    scores, r1, *_ = gk.regularized_scores(model, real)
+    for loss in (penalty, gk.r1_penalty(model, real), scores.mean() + r1):
+        assert loss.isnan() and gradients(loss, model)[0].isnan().any()
+    assert norms.isnan().tolist() == [True, False, False], "the sample at fault"
+    images = nn.Sequential(nn.Linear(4, 12), activation, nn.Unflatten(1, (3, 2, 2))).double()
+    w = torch.full((3, 4), float("nan"), dtype=torch.float64)
+    assert gk.path_length_penalty(images, w, torch.zeros((), dtype=torch.float64)).isnan()
+
+
+def test_an_index_into_scores_is_refused():
+    """It would take a sample, and leave the others without a penalty."""
+    with pytest.raises(ValueError, match="gankernels.r1_penalty: output must name one of what the critic returned, got 0 for Tensor"):
+        gk.r1_penalty(LINEAR, torch.randn(3, 4), output=0)
 
 
 def test_several_outputs():

@@ -141,10 +141,10 @@ class FilteredLeakyReLU(nn.Module):
     def __init__(self, channels):
         super().__init__()
         self.bias = nn.Parameter(torch.randn(channels))
+        self.register_buffer("f", gk.setup_filter([1, 3, 3, 1]))
 
     def forward(self, x):
-        f = gk.setup_filter([1, 3, 3, 1])
-        return gk.filtered_lrelu(x, f, f, self.bias, up=2, down=2, padding=3, clamp=3.0)
+        return gk.filtered_lrelu(x, self.f, self.f, self.bias, up=2, down=2, padding=3, clamp=3.0)
 
 
 class Warp(nn.Module):
@@ -189,6 +189,40 @@ class Sequence(nn.Module):
         return F.leaky_relu(self.conv(signal.reshape(n, c, w, h)).reshape(x.shape), 0.1)
 
 
+class Signal(nn.Module):
+    """Pixels in order as a signal."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv1d(channels, 3, 5, padding=2)
+
+    def forward(self, x):
+        return self.conv(x.flatten(2)).reshape(len(x), -1, *x.shape[2:])
+
+
+class OverChannels(nn.Module):
+    """A norm of each pixel's channels, as transformers have it."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x):
+        return self.norm(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class Outputs(nn.Module):
+    """The score, and features from the same trunk."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.score, self.classes = nn.Linear(features, 1), nn.Linear(features, 3)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.score(x), self.classes(x)
+
+
 def frozen(module):
     return module.requires_grad_(False)
 
@@ -201,6 +235,7 @@ LAYERS = {
     "conv_reflect": lambda c: (nn.Conv2d(c, 2, 3, padding=1, padding_mode="reflect"), 2),
     "conv_frozen": lambda c: (frozen(nn.Conv2d(c, 3, 3, padding=1)), 3),
     "conv_transposed": lambda c: (nn.ConvTranspose2d(c, 2, 3, 1, 1), 2),
+    "conv_1d": lambda c: (Signal(c), 3),
     "twice": lambda c: (Twice(nn.Conv2d(c, c, 3, padding=1), nn.LeakyReLU(0.2)), c),
     "residual": lambda c: (
         Residual(nn.Sequential(nn.Conv2d(c, 3, 1), nn.LeakyReLU(0.2, inplace=True), nn.Conv2d(3, c, 3, padding=1))),
@@ -228,6 +263,8 @@ LAYERS = {
     "tanh": lambda c: (nn.Tanh(), c),
     "softplus": lambda c: (nn.Softplus(), c),
     "elu": lambda c: (nn.ELU(), c),
+    "layer_norm": lambda c: (OverChannels(nn.LayerNorm(c)), c),
+    "rms_norm": lambda c: (OverChannels(nn.RMSNorm(c, eps=1e-5)), c),
     "group_norm": lambda c: (nn.GroupNorm(1, c), c),
     "batch_norm_eval": lambda c: (nn.BatchNorm2d(c).eval(), c),
     "batch_norm": lambda c: (nn.BatchNorm2d(c), c),
@@ -238,11 +275,12 @@ LAYERS = {
     "avg_pool": lambda c: (nn.AvgPool2d(2), c),
     "upsample_nearest": lambda c: (nn.Upsample(scale_factor=2), c),
     "upsample": lambda c: (nn.Upsample(scale_factor=2, mode="bilinear"), c),
+    "pixel_shuffle": lambda c: (nn.Sequential(nn.Conv2d(c, 8, 1), nn.PixelShuffle(2)), 2),
     "pixel_unshuffle": lambda c: (nn.PixelUnshuffle(2), 4 * c),
 }
 RELATES_SAMPLES = {"batch_norm", "statistic", "minibatch_stddev"}
 HALVING = {"conv_strided", "avg_pool", "pixel_unshuffle", "downsample"}
-DOUBLING = {"upsample", "upsample_nearest"}
+DOUBLING = {"upsample", "upsample_nearest", "pixel_shuffle"}
 HEADS = {
     "flatten": lambda c, s: nn.Sequential(nn.Flatten(), nn.Linear(c * s * s, 1)),
     "pool": lambda c, s: nn.Sequential(
@@ -250,6 +288,7 @@ HEADS = {
     ),
     "conv": lambda c, s: nn.Sequential(nn.Conv2d(c, 1, s), nn.Flatten(0)),
     "projection": lambda c, s: Projection(c * s * s),
+    "outputs": lambda c, s: Outputs(c * s * s),
     "layer_norm": lambda c, s: nn.Sequential(nn.Flatten(), nn.LayerNorm(c * s * s), nn.Linear(c * s * s, 1)),
     "patches": lambda c, s: nn.Conv2d(c, 1, 1),  # several scores per sample
 }
@@ -272,7 +311,7 @@ class RandomCritic(nn.Sequential):
         self.relates = relates
 
 
-PARTS, CRITICS_OF_A_PART, COMPILED_OF_A_PART = 10, 50, 2  # parts: workers share them
+PARTS, CRITICS_OF_A_PART, COMPILED_OF_A_PART = 10, 50, 10  # parts: workers share them
 
 
 @pytest.mark.parametrize("part", range(PARTS))

@@ -47,7 +47,7 @@ _BAD = {
     "dimensions": (lambda: gk.minibatch_stddev(X[0, 0, 0]), r"x must have shape \(N, C, ...\) .* got \(2,\)"),
     "no_pixels": (lambda: gk.minibatch_stddev(X[..., :0]), r"no empty samples, got \(4, 6, 2, 0\)"),
     "group": (lambda: gk.minibatch_stddev(X, group_size=3), "group_size must divide the batch of 4, got 3"),
-    "group_zero": (lambda: gk.minibatch_stddev(X, group_size=0), "group_size must be an integer >= 1 or None, got 0"),
+    "group_zero": (lambda: gk.minibatch_stddev(X, group_size=0), "group_size must be an integer >= 1, got 0"),
     "channels": (lambda: gk.minibatch_stddev(X, num_channels=4), "num_channels must be an integer that divides C = 6, got 4"),
     "channels_zero": (lambda: gk.minibatch_stddev(X, num_channels=0), "num_channels must be .* got 0"),
     "eps": (lambda: gk.minibatch_stddev(X, eps=0.0), "eps must be a finite number > 0, got 0.0"),
