@@ -13,13 +13,12 @@
 #define GK_MULTIVERSION
 #endif
 
-<<<<<<< HEAD
 // Where sums must stay in registers, their number and size cannot be left to the compiler:
 //
 //   with_registers([&]<int kBytes>() GK_INLINE_LAMBDA { ... register_of<float, kBytes> ... });
 //
 // calls it with the size of the widest registers there are. All that it calls must be inlined into it.
-#define GK_INLINE [[gnu::always_inline]] inline
+#define GK_INLINE __attribute__((always_inline)) inline
 #define GK_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace gankernels {
@@ -52,9 +51,6 @@ void with_registers(const Body& body) {
 }
 
 }  // namespace gankernels
-=======
-#define GK_INLINE __attribute__((always_inline)) inline  // and functions marked so do
->>>>>>> main
 
 // Reductions keep this many independent sums: wide enough for two AVX-512 registers of float, and it fixes the order of
 // summation whatever the instruction set.
