@@ -10,7 +10,7 @@ constexpr int64_t kBand = 131072;  // numbers of the result: bands compute the r
 
 // row = clamp(gain leaky_relu(row)), and with kCodes what its derivative was.
 template <bool kCodes, class A>
-GK_MULTIVERSION void activate(A* __restrict row, uint8_t* __restrict codes, A gain, A slope_gain, A clamp, int64_t n) {
+GK_INLINE void activate(A* __restrict row, uint8_t* __restrict codes, A gain, A slope_gain, A clamp, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     const bool positive = row[i] > 0;
     const A value = row[i] * (positive ? gain : slope_gain);
@@ -21,12 +21,12 @@ GK_MULTIVERSION void activate(A* __restrict row, uint8_t* __restrict codes, A ga
 }
 
 template <class A>
-GK_MULTIVERSION void multiply(A* __restrict row, const uint8_t* codes, A gain, A slope_gain, int64_t n) {
+GK_INLINE void multiply(A* __restrict row, const uint8_t* codes, A gain, A slope_gain, int64_t n) {
   for (int64_t i = 0; i < n; ++i) row[i] *= codes[i] & kClamped ? A(0) : codes[i] & kNegative ? slope_gain : gain;
 }
 
 // Four pixels to a byte; `bytes` counts pixels of the mask.
-GK_MULTIVERSION void pack(const uint8_t* codes, uint8_t* __restrict mask, Pixels bytes) {
+GK_INLINE void pack(const uint8_t* codes, uint8_t* __restrict mask, Pixels bytes) {
   if (bytes.block == 1) {
     const auto* words = reinterpret_cast<const uint32_t*>(codes);
     for (int64_t i = 0; i < bytes.count; ++i)
@@ -39,7 +39,7 @@ GK_MULTIVERSION void pack(const uint8_t* codes, uint8_t* __restrict mask, Pixels
       mask[c] = uint8_t(codes[c] | codes[pixel + c] << 2 | codes[2 * pixel + c] << 4 | codes[3 * pixel + c] << 6);
 }
 
-GK_MULTIVERSION void unpack(const uint8_t* mask, uint8_t* __restrict codes, Pixels bytes) {
+GK_INLINE void unpack(const uint8_t* mask, uint8_t* __restrict codes, Pixels bytes) {
   if (bytes.block == 1) {
     auto* words = reinterpret_cast<uint32_t*>(codes);
     for (int64_t i = 0; i < bytes.count; ++i) {
@@ -58,9 +58,36 @@ GK_MULTIVERSION void unpack(const uint8_t* mask, uint8_t* __restrict codes, Pixe
     }
 }
 
-template <class A>
-int64_t block_of(int64_t channels, const Plan<A>& up, const Plan<A>& down, bool channels_last) {
-  return channels_of_block(channels, std::max({up.x.in, up.x.out, down.x.out}), channels_last);
+int64_t block_of(int64_t channels, const Axis& up, const Axis& down, bool channels_last) {
+  return channels_of_block(channels, std::max({up.in, up.out, down.out}), channels_last);
+}
+
+template <class T, class A>
+struct Own {
+  Loader<T, A> load;
+  Stage<A> up, down;
+  Window<A> upsampled;
+  std::vector<uint32_t> codes;  // of a row of the upsampled image
+};
+
+template <int kBytes, class T, class A, class Middle>
+GK_INLINE void resample_band(Own<T, A>& own, const Plan<A>& up, const Plan<A>& down, T* out, const Rows& rows, const Middle& middle,
+                                   int64_t sample, int64_t channel, int64_t first, int64_t last) {
+  own.load.begin(sample, channel);
+  own.up.forget();
+  own.down.forget();
+  own.upsampled.forget();
+  const int64_t begin = first == 0 ? 0 : first * down.y.down - down.y.pad;
+  const int64_t end = last == rows.height ? up.y.out : last * down.y.down - down.y.pad;
+  const int64_t block = up.channels, width = up.x.out * block;
+  const auto upsampled = [&](int64_t begin_row, int64_t count) GK_INLINE_LAMBDA {
+    return own.upsampled(begin_row, count, [&](int64_t u, int64_t count, A* row) GK_INLINE_LAMBDA {
+      own.up.template rows<kBytes>(u, u + count, own.load, row, width, {up.x.out, block, block, block});
+      for (const int64_t end_row = u + count; u < end_row; ++u, row += width)
+        middle(row, reinterpret_cast<uint8_t*>(own.codes.data()), sample, channel, u, begin <= u && u < end);
+    });
+  };
+  own.down.template rows<kBytes>(first, last, upsampled, out + rows.at(sample, channel, first), rows.width * rows.stride, rows.pixels(channel));
 }
 
 // out = downsample(middle(upsample(x + bias))). middle(row, codes, sample, channel, u, owned) works on row u of
@@ -68,44 +95,20 @@ int64_t block_of(int64_t channels, const Plan<A>& up, const Plan<A>& down, bool 
 template <class T, class A, class Middle>
 void resample(const Tensor& x, const A* bias, const Plan<A>& up, const Plan<A>& down, const Tensor& out,
               bool channels_last, const Middle& middle) {
-  const int64_t block = block_of(x.size(1), up, down, channels_last);
+  const int64_t block = up.channels;
   const Rows in(x, channels_last, block), rows(out, channels_last, block);
-  const int64_t width = up.x.out * block, held = down.y.most_taps();
-  struct Own {
-    Loader<T, A> load;
-    Stage<A> up, down;
-    Storer<T, A> store;
-    std::vector<A> ring;
-    std::vector<int64_t> held;
-    std::vector<uint32_t> codes;
-  };
   const auto make = [&] {
-    return Own{{data<T>(x), in, up.y.most_taps(), bias},
-               {up, block},
-               {down, block},
-               {mutable_data<T>(out), rows},
-               std::vector<A>(held * width),
-               std::vector<int64_t>(held),
-               std::vector<uint32_t>(ceil_div(up.x.out, 4) * block)};
+    Stage<A> before(up), after(down);
+    return Own<T, A>{{data<T>(x), in, before.most_rows(), bias},
+                     std::move(before),
+                     std::move(after),
+                     {up.x.out * block, after.most_rows()},
+                     std::vector<uint32_t>(ceil_div(up.x.out, 4) * block)};
   };
-  for_each_band(rows, kBand, make, [&](Own& own, int64_t sample, int64_t channel, int64_t first, int64_t last) {
-    own.load.begin(sample, channel);
-    own.up.forget();
-    own.down.forget();
-    std::fill(own.held.begin(), own.held.end(), -1);
-    const int64_t begin = first == 0 ? 0 : first * down.y.down - down.y.pad;
-    const int64_t end = last == rows.height ? up.y.out : last * down.y.down - down.y.pad;
-    const auto upsampled = [&](int64_t u) -> const A* {
-      A* row = own.ring.data() + u % held * width;
-      if (own.held[u % held] != u) {
-        own.up.row(u, own.load, row);
-        middle(row, reinterpret_cast<uint8_t*>(own.codes.data()), sample, channel, u, begin <= u && u < end);
-        own.held[u % held] = u;
-      }
-      return row;
-    };
-    for (int64_t o = first; o < last; ++o)
-      own.store(sample, channel, o, [&](A* row) { own.down.row(o, upsampled, row); });
+  for_each_band(rows, kBand, make, [&](Own<T, A>& own, int64_t sample, int64_t channel, int64_t first, int64_t last) {
+    with_registers([&]<int kBytes>() GK_INLINE_LAMBDA {
+      resample_band<kBytes>(own, up, down, mutable_data<T>(out), rows, middle, sample, channel, first, last);
+    });
   });
 }
 
@@ -124,17 +127,17 @@ std::tuple<Tensor, Tensor> filtered_lrelu(const Tensor& x_, const Tensor& fu, co
     using A = accumulate_t<T>;
     const auto [across, along] = sizes.up_axes();
     const auto [down_across, down_along] = sizes.down_axes();
-    const Plan<A> upsample(across, along, Filter<A>(as_contiguous(fu), flip_filter, double(up * up)));
-    const Plan<A> downsample(down_across, down_along, Filter<A>(as_contiguous(fd), flip_filter, 1));
+    const int64_t block = block_of(x.size(1), across, down_across, channels_last), n = across.out * block;
+    const Plan<A> upsample(across, along, Filter<A>(as_contiguous(fu), flip_filter, double(up * up)), block);
+    const Plan<A> downsample(down_across, down_along, Filter<A>(as_contiguous(fd), flip_filter, 1), block);
     std::vector<A> bias;
     if (b) {
       const Tensor dense = as_contiguous(*b);
       bias.assign(data<T>(dense), data<T>(dense) + dense.numel());
     }
-    const int64_t block = block_of(x.size(1), upsample, downsample, channels_last), n = across.out * block;
     const std::optional<Rows> bytes = save_mask ? std::optional<Rows>({mask, channels_last, block}) : std::nullopt;
     const A most = clamp ? A(*clamp) : std::numeric_limits<A>::infinity(), low = A(gain * slope);
-    const auto middle = [&](A* row, uint8_t* codes, int64_t sample, int64_t channel, int64_t u, bool owned) {
+    const auto middle = [&](A* row, uint8_t* codes, int64_t sample, int64_t channel, int64_t u, bool owned) GK_INLINE_LAMBDA {
       if (!save_mask || !owned) return activate<false>(row, codes, A(gain), low, most, n);
       activate<true>(row, codes, A(gain), low, most, n);
       pack(codes, mutable_data<uint8_t>(mask) + bytes->at(sample, channel, u), bytes->pixels(channel));
@@ -159,11 +162,11 @@ Tensor filtered_lrelu_bwd(const Tensor& grad_, const Tensor& mask_, const Tensor
     using A = accumulate_t<T>;
     const auto [across, along] = sizes.up_axes();
     const auto [down_across, down_along] = sizes.down_axes();
-    const Plan<A> upsample(across, along, Filter<A>(as_contiguous(fu), flip_filter, 1));
-    const Plan<A> downsample(down_across, down_along, Filter<A>(as_contiguous(fd), flip_filter, 1));
-    const int64_t block = block_of(grad.size(1), upsample, downsample, channels_last), n = across.out * block;
+    const int64_t block = block_of(grad.size(1), across, down_across, channels_last), n = across.out * block;
+    const Plan<A> upsample(across, along, Filter<A>(as_contiguous(fu), flip_filter, 1), block);
+    const Plan<A> downsample(down_across, down_along, Filter<A>(as_contiguous(fd), flip_filter, 1), block);
     const Rows bytes(mask, channels_last, block);
-    const auto middle = [&](A* row, uint8_t* codes, int64_t sample, int64_t channel, int64_t u, bool) {
+    const auto middle = [&](A* row, uint8_t* codes, int64_t sample, int64_t channel, int64_t u, bool) GK_INLINE_LAMBDA {
       unpack(data<uint8_t>(mask) + bytes.at(sample, channel, u), codes, bytes.pixels(channel));
       multiply(row, codes, A(gain), A(gain * slope), n);
     };

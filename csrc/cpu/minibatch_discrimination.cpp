@@ -3,6 +3,8 @@
 // across lanes, and memory beyond the result is one matrix m_b per thread, never N x N.
 #include <bit>
 #include <cmath>
+#include <cstring>
+#include <limits>
 
 #include "../common.h"
 #include "vec.h"
@@ -10,96 +12,169 @@
 namespace gankernels {
 namespace {
 
-constexpr int64_t kRows = 32;  // lanes of a tile: two AVX-512 registers of float
+constexpr int64_t kRows = 32;  // lanes of a tile
+constexpr int kAtOnce = 4;       // rows j, for which the tile is loaded once
 
-[[gnu::always_inline]] inline double exp_of_minus(double d) { return std::exp(-d); }
+template <int kBytes, class A>
+struct Lanes {
+  using V = register_of<A, kBytes>;
+  using Bits = register_of<std::conditional_t<sizeof(A) == 8, int64_t, int32_t>, kBytes>;
+  using Bit = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
+  static constexpr int kOne = kBytes / sizeof(A), kBoth = 2 * kOne;  // two registers at a time
+  static constexpr Bit kSign = std::numeric_limits<Bit>::min(), kUnit = std::bit_cast<Bit>(A(1));
 
-// To 2 ulp for 0 <= d <= kMost, by 2^n exp(r).
-[[gnu::always_inline]] inline float exp_of_minus(float d) {
-  constexpr float round = 12582912.f;  // 1.5 * 2^23: adding it leaves no fraction
-  const float n = (d * -1.44269504f + round) - round;
-  const float r = (-d - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.f;
-  return p * std::bit_cast<float>((static_cast<int32_t>(n) + 127) << 23);
-}
+  V of[2];
+
+  GK_INLINE void load(const A* from) { std::memcpy(of, from, sizeof(of)); }
+  GK_INLINE void store(A* to) const { std::memcpy(to, of, sizeof(of)); }
+};
 
 // exp(-kMost) is next to nothing, and still a normal number.
 template <class A>
 constexpr A kMost = sizeof(A) == 8 ? 708 : 87;
 
-template <class A>
-[[gnu::always_inline]] inline A sign(A x) {  // times a NaN it is NaN, also at 0
-  return A((x > 0) - (x < 0));
+// d = exp(-d), in float to 2 ulp for 0 <= d <= kMost, by 2^n exp(r).
+template <int kBytes, class A>
+GK_INLINE void exp_of_minus(Lanes<kBytes, A>& d) {
+  if constexpr (sizeof(A) == 8) {
+    for (auto& v : d.of)
+      for (int l = 0; l < d.kOne; ++l) v[l] = std::exp(-v[l]);
+  } else {
+    using V = typename Lanes<kBytes, A>::V;
+    using Bits = typename Lanes<kBytes, A>::Bits;
+    for (V& v : d.of) {
+      constexpr float round = 12582912.f;  // 1.5 * 2^23: adding it leaves no fraction
+      const V n = (v * -1.44269504f + round) - round;
+      const V r = (-v - n * 0.693359375f) + n * 2.12194440e-4f;
+      V p = 1.9875691500e-4f * r + 1.3981999507e-3f;
+      p = p * r + 8.3334519073e-3f;
+      p = p * r + 4.1665795894e-2f;
+      p = p * r + 1.6666665459e-1f;
+      p = p * r + 5.0000001201e-1f;
+      p = p * r * r + r + 1.f;
+      v = p * (V)((__builtin_convertvector(n, Bits) + 127) << 23);
+    }
+  }
 }
 
-// K of the tile's rows with one row j.
-template <class A>
-[[gnu::always_inline]] inline void affinities(const A* tile, const A* row, int64_t channels, A* __restrict k) {
-  A d[kRows] = {};
-  for (int64_t c = 0; c < channels; ++c)
-    for (int64_t l = 0; l < kRows; ++l) d[l] += std::abs(tile[c * kRows + l] - row[c]);
-  for (int64_t l = 0; l < kRows; ++l) d[l] = d[l] > kMost<A> ? kMost<A> : d[l];  // a loop of its own, or GCC would branch
-  for (int64_t l = 0; l < kRows; ++l) k[l] = exp_of_minus(d[l]);
+// k[j] = K of a tile's lanes with the j-th of several rows.
+template <int kBytes, int kCount, class A>
+GK_INLINE void affinities(const A* tile, const A* rows, int64_t channels, Lanes<kBytes, A> (&k)[kCount]) {
+  using L = Lanes<kBytes, A>;
+  using V = typename L::V;
+  for (auto& d : k) d = {};
+  for (int64_t c = 0; c < channels; ++c) {
+    L t;
+    t.load(tile + c * kRows);
+    for (int j = 0; j < kCount; ++j) {
+      const A x = rows[j * channels + c];
+      for (int m = 0; m < 2; ++m) k[j].of[m] += (V)((typename L::Bits)(t.of[m] - x) & ~L::kSign);
+    }
+  }
+  for (auto& d : k) {
+    for (V& v : d.of) v = v > kMost<A> ? V{} + kMost<A> : v;
+    exp_of_minus(d);
+  }
+}
+
+// sum += w sign(d); times a NaN it is NaN, also at 0.
+template <int kBytes, class A, class V>
+GK_INLINE void add_signed(V& sum, const V& w, const V& d) {
+  using L = Lanes<kBytes, A>;
+  sum += w * (V)((((typename L::Bits)d & L::kSign) | L::kUnit) & (typename L::Bits)(d != 0));
+}
+
+// body.operator()<kCount>(j) for kCount rows from j on.
+template <class Body>
+GK_INLINE void for_rows(int64_t begin, int64_t end, const Body& body) {
+  int64_t j = begin;
+  for (; j + kAtOnce <= end; j += kAtOnce) body.template operator()<kAtOnce>(j);
+  for (; j < end; ++j) body.template operator()<1>(j);
 }
 
 // sums_i = sum_j K_ij, in runs so that a large batch loses no more digits than a small one.
-template <class A>
-GK_MULTIVERSION void forward_tile(const A* tile, const A* rows, int64_t samples, int64_t channels, A* __restrict sums) {
-  for (int64_t l = 0; l < kRows; ++l) sums[l] = 0;
-  for (int64_t begin = 0; begin < samples; begin += 64) {
-    A run[kRows] = {};
-    for (int64_t j = begin; j < std::min(samples, begin + 64); ++j) {
-      A k[kRows];
-      affinities(tile, rows + j * channels, channels, k);
-      for (int64_t l = 0; l < kRows; ++l) run[l] += k[l];
+template <int kBytes, class A>
+GK_INLINE void forward_tile(const A* tile, const A* rows, int64_t samples, int64_t channels, A* __restrict sums) {
+  using L = Lanes<kBytes, A>;
+  for (int64_t at = 0; at < kRows; at += L::kBoth) {
+    L sum = {};
+    for (int64_t begin = 0; begin < samples; begin += 64) {
+      L run = {};
+      for_rows(begin, std::min(samples, begin + 64), [&]<int kCount>(int64_t j) GK_INLINE_LAMBDA {
+        L k[kCount];
+        affinities(tile + at, rows + j * channels, channels, k);
+        for (const L& one : k)
+          for (int m = 0; m < 2; ++m) run.of[m] += one.of[m];
+      });
+      for (int m = 0; m < 2; ++m) sum.of[m] += run.of[m];
     }
-    for (int64_t l = 0; l < kRows; ++l) sums[l] += run[l];
+    sum.store(sums + at);
   }
 }
 
 // out_ic = -sum_j (g_i + g_j) K_ij sign(m_ic - m_jc).
-template <class A>
-GK_MULTIVERSION void bwd_tile(const A* tile, const A* rows, const A* tile_grad, const A* grad, int64_t samples,
-                              int64_t channels, A* __restrict out) {
-  for (int64_t at = 0; at < channels * kRows; ++at) out[at] = 0;
-  for (int64_t j = 0; j < samples; ++j) {
-    const A* row = rows + j * channels;
-    A w[kRows];
-    affinities(tile, row, channels, w);
-    for (int64_t l = 0; l < kRows; ++l) w[l] *= tile_grad[l] + grad[j];
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t l = 0; l < kRows; ++l) out[c * kRows + l] -= w[l] * sign(tile[c * kRows + l] - row[c]);
-  }
+template <int kBytes, class A>
+GK_INLINE void bwd_tile(const A* tile, const A* rows, const A* tile_grad, const A* grad, int64_t samples, int64_t channels,
+                        A* __restrict out) {
+  using L = Lanes<kBytes, A>;
+  for (int64_t c = 0; c < channels * kRows; ++c) out[c] = 0;
+  for (int64_t at = 0; at < kRows; at += L::kBoth)
+    for_rows(0, samples, [&]<int kCount>(int64_t j) GK_INLINE_LAMBDA {
+      const A* row = rows + j * channels;
+      L w[kCount], g;
+      affinities(tile + at, row, channels, w);
+      g.load(tile_grad + at);
+      for (int i = 0; i < kCount; ++i)
+        for (int m = 0; m < 2; ++m) w[i].of[m] *= -(g.of[m] + grad[j + i]);
+      for (int64_t c = 0; c < channels; ++c) {
+        L t, sum;
+        t.load(tile + c * kRows + at);
+        sum.load(out + c * kRows + at);
+        for (int i = 0; i < kCount; ++i)
+          for (int m = 0; m < 2; ++m) add_signed<kBytes, A>(sum.of[m], w[i].of[m], t.of[m] - row[i * channels + c]);
+        sum.store(out + c * kRows + at);
+      }
+    });
 }
 
 // With S_ij = sum_c (v_ic - v_jc) sign(m_ic - m_jc):
 // grad_out_i = -sum_j K_ij S_ij,  out_ic = sum_j (g_i + g_j) K_ij S_ij sign(m_ic - m_jc).
-template <class A>
-GK_MULTIVERSION void bwd_bwd_tile(const A* tile, const A* rows, const A* tile_v, const A* v, const A* tile_grad,
-                                  const A* grad, int64_t samples, int64_t channels, A* __restrict grad_out,
-                                  A* __restrict out) {
-  for (int64_t l = 0; l < kRows; ++l) grad_out[l] = 0;
-  for (int64_t at = 0; at < channels * kRows; ++at) out[at] = 0;
-  for (int64_t j = 0; j < samples; ++j) {
-    const A *row = rows + j * channels, *row_v = v + j * channels;
-    A w[kRows], s[kRows] = {};
-    affinities(tile, row, channels, w);
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t l = 0; l < kRows; ++l)
-        s[l] += (tile_v[c * kRows + l] - row_v[c]) * sign(tile[c * kRows + l] - row[c]);
-    for (int64_t l = 0; l < kRows; ++l) {
-      w[l] *= s[l];
-      grad_out[l] -= w[l];
-      w[l] *= tile_grad[l] + grad[j];
-    }
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t l = 0; l < kRows; ++l) out[c * kRows + l] += w[l] * sign(tile[c * kRows + l] - row[c]);
+template <int kBytes, class A>
+GK_INLINE void bwd_bwd_tile(const A* tile, const A* rows, const A* tile_v, const A* v, const A* tile_grad, const A* grad,
+                            int64_t samples, int64_t channels, A* __restrict grad_out, A* __restrict out) {
+  using L = Lanes<kBytes, A>;
+  for (int64_t c = 0; c < channels * kRows; ++c) out[c] = 0;
+  for (int64_t at = 0; at < kRows; at += L::kBoth) {
+    L grad_sum = {};
+    for_rows(0, samples, [&]<int kCount>(int64_t j) GK_INLINE_LAMBDA {
+      const A *row = rows + j * channels, *row_v = v + j * channels;
+      L w[kCount], s[kCount] = {}, g;
+      affinities(tile + at, row, channels, w);
+      for (int64_t c = 0; c < channels; ++c) {
+        L t, u;
+        t.load(tile + c * kRows + at);
+        u.load(tile_v + c * kRows + at);
+        for (int i = 0; i < kCount; ++i)
+          for (int m = 0; m < 2; ++m)
+            add_signed<kBytes, A>(s[i].of[m], u.of[m] - row_v[i * channels + c], t.of[m] - row[i * channels + c]);
+      }
+      g.load(tile_grad + at);
+      for (int i = 0; i < kCount; ++i)
+        for (int m = 0; m < 2; ++m) {
+          w[i].of[m] *= s[i].of[m];
+          grad_sum.of[m] -= w[i].of[m];
+          w[i].of[m] *= g.of[m] + grad[j + i];
+        }
+      for (int64_t c = 0; c < channels; ++c) {
+        L t, sum;
+        t.load(tile + c * kRows + at);
+        sum.load(out + c * kRows + at);
+        for (int i = 0; i < kCount; ++i)
+          for (int m = 0; m < 2; ++m) add_signed<kBytes, A>(sum.of[m], w[i].of[m], t.of[m] - row[i * channels + c]);
+        sum.store(out + c * kRows + at);
+      }
+    });
+    grad_sum.store(grad_out + at);
   }
 }
 
@@ -166,7 +241,9 @@ Tensor minibatch_discrimination(const Tensor& m_) {
         if (next) take_rows(data<T>(m), b, n, rows.data());
         take_tile(rows.data(), begin, n.samples, n.channels, tile.data());
         A sums[kRows];
-        forward_tile(tile.data(), rows.data(), n.samples, n.channels, sums);
+        with_registers([&]<int kBytes>() GK_INLINE_LAMBDA {
+          forward_tile<kBytes>(tile.data(), rows.data(), n.samples, n.channels, sums);
+        });
         put_tile(sums, b, begin, {n.samples, n.features, 1}, mutable_data<T>(out));
       };
     });
@@ -191,7 +268,9 @@ Tensor minibatch_discrimination_bwd(const Tensor& grad_, const Tensor& m_) {
         take_tile(rows.data(), begin, n.samples, n.channels, tile.data());
         A tile_grad[kRows];
         take_tile(grads.data(), begin, n.samples, 1, tile_grad);
-        bwd_tile(tile.data(), rows.data(), tile_grad, grads.data(), n.samples, n.channels, result.data());
+        with_registers([&]<int kBytes>() GK_INLINE_LAMBDA {
+          bwd_tile<kBytes>(tile.data(), rows.data(), tile_grad, grads.data(), n.samples, n.channels, result.data());
+        });
         put_tile(result.data(), b, begin, n, mutable_data<T>(out));
       };
     });
@@ -221,8 +300,10 @@ std::tuple<Tensor, Tensor> minibatch_discrimination_bwd_bwd(const Tensor& grad_g
         take_tile(vs.data(), begin, n.samples, n.channels, tile_v.data());
         A tile_grad[kRows], grad_result[kRows];
         take_tile(grads.data(), begin, n.samples, 1, tile_grad);
-        bwd_bwd_tile(tile.data(), rows.data(), tile_v.data(), vs.data(), tile_grad, grads.data(), n.samples, n.channels,
-                     grad_result, result.data());
+        with_registers([&]<int kBytes>() GK_INLINE_LAMBDA {
+          bwd_bwd_tile<kBytes>(tile.data(), rows.data(), tile_v.data(), vs.data(), tile_grad, grads.data(), n.samples, n.channels,
+                               grad_result, result.data());
+        });
         put_tile(grad_result, b, begin, {n.samples, n.features, 1}, mutable_data<T>(grad_out));
         put_tile(result.data(), b, begin, n, mutable_data<T>(m_out));
       };

@@ -1,7 +1,8 @@
-// Resampling row by row. Everything is a sum of shifted rows: an output row sums input rows, and its columns of one phase
-// sum that row shifted by one pixel after the other. So loops run over whole rows, whatever the factors and the number of
-// taps; inserted zeros are never multiplied, and all that lies between input and output is a few rows in the cache.
-// A pixel is `channels` numbers: 1 in a plane, a block of channels in channels_last.
+// Resampling row by row, as sums of shifted rows: an output row is a sum of input rows, and its columns of one phase are a sum of
+// that row, shifted by one pixel after the other. Inserted zeros are never multiplied, and all that lies between input and
+// output is a few rows in the cache. A pixel is `channels` numbers: 1 in a plane, a block of channels in channels_last.
+// A row is short, so everything from here down to a sum is inlined into one loop over the rows of a band, which has a clone per
+// instruction set.
 #pragma once
 
 #include <cmath>
@@ -15,60 +16,104 @@
 namespace gankernels {
 namespace {
 
-// out = sum of w[k] rows[k] over K rows, plus what out holds already with kMore.
-template <int K, bool kMore, class A>
-[[gnu::always_inline]] inline void sum_rows(const A* const* rows, const A* w, A* __restrict out, int64_t n) {
-  const A* row[K];
-  A weight[K];
-  for (int k = 0; k < K; ++k) row[k] = rows[k], weight[k] = w[k];
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) {
-    A sum = weight[0] * row[0][i];
-    for (int k = 1; k < K; ++k) sum += weight[k] * row[k][i];
-    out[i] = kMore ? out[i] + sum : sum;
+// body.operator()<V, kCount>(i) for blocks of kCount registers V, from the number i on, that cover n numbers. Blocks may overlap;
+// where a register is too wide, V is a number.
+template <class A, int kBytes, class Body>
+GK_INLINE void in_blocks(int64_t n, const Body& body) {
+  using V = register_of<A, kBytes>;
+  constexpr int64_t one = kBytes / sizeof(A), two = 2 * one;
+  if (n >= two)
+    for (int64_t i = 0; i < n; i += two) body.template operator()<V, 2>(std::min(i, n - two));
+  else if (n >= one)
+    for (int64_t i = 0; i < n; i += one) body.template operator()<V, 1>(std::min(i, n - one));
+  else
+    for (int64_t i = 0; i < n; ++i) body.template operator()<A, 1>(i);
+}
+
+// sum[m] += weight * the m-th register from `row` on
+template <class A, class V, int kCount>
+GK_INLINE void add(V (&sum)[kCount], A weight, const A* row) {
+  for (int m = 0; m < kCount; ++m) {
+    V value;
+    std::memcpy(&value, row + m * (sizeof(V) / sizeof(A)), sizeof(V));
+    sum[m] += weight * value;
   }
 }
 
-template <bool kMore, class A>
-[[gnu::always_inline]] inline int sum_some_rows(const A* const* rows, const A* w, int count, A* out, int64_t n) {
-  if (count >= 6) return sum_rows<6, kMore>(rows, w, out, n), 6;
-  switch (count) {
-    case 5: return sum_rows<5, kMore>(rows, w, out, n), 5;
-    case 4: return sum_rows<4, kMore>(rows, w, out, n), 4;
-    case 3: return sum_rows<3, kMore>(rows, w, out, n), 3;
-    case 2: return sum_rows<2, kMore>(rows, w, out, n), 2;
-    default: return sum_rows<1, kMore>(rows, w, out, n), 1;
+template <class A, class T, class V>
+GK_INLINE void store(T* out, const V& value) {
+  if constexpr (std::is_same_v<T, A>) {
+    std::memcpy(out, &value, sizeof(V));
+  } else if constexpr (std::is_same_v<T, bfloat16_t> && !std::is_same_v<V, A>) {
+    using Bits = register_of<uint32_t, sizeof(V)>;
+    Bits bits;  // rounded to even, and a NaN stays one
+    std::memcpy(&bits, &value, sizeof(V));
+    bits = value == value ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000;
+    const auto halves = __builtin_convertvector(bits >> 16, register_of<uint16_t, sizeof(V) / 2>);
+    std::memcpy(out, &halves, sizeof(halves));
+  } else {
+    A numbers[sizeof(V) / sizeof(A)];
+    std::memcpy(numbers, &value, sizeof(V));
+    for (size_t l = 0; l < sizeof(V) / sizeof(A); ++l) out[l] = T(numbers[l]);
   }
 }
 
+template <class A, class T, class V, int kCount>
+GK_INLINE void store(T* out, const V (&values)[kCount]) {
+  for (int m = 0; m < kCount; ++m) store<A>(out + m * (sizeof(V) / sizeof(A)), values[m]);
+}
+
+// out = the numbers of a and b in turn.
+template <class A, class T, class V>
+GK_INLINE void store_in_turn(T* out, const V& a, const V& b) {
+  if constexpr (std::is_same_v<V, A>) {
+    out[0] = T(a), out[1] = T(b);
+  } else {
+    constexpr int lanes = sizeof(V) / sizeof(A);
+    [&]<int... l>(std::integer_sequence<int, l...>) GK_INLINE_LAMBDA {
+      store<A>(out, __builtin_shufflevector(a, b, (l % 2 * lanes + l / 2)...));
+      store<A>(out + lanes, __builtin_shufflevector(a, b, (l % 2 * lanes + lanes / 2 + l / 2)...));
+    }(std::make_integer_sequence<int, lanes>());
+  }
+}
+
+// Consecutive rows, `stride` numbers apart.
 template <class A>
-GK_MULTIVERSION void weighted_sum(const A* const* rows, const A* w, int count, A* __restrict out, int64_t n) {
-  if (count == 0) {
-    for (int64_t i = 0; i < n; ++i) out[i] = 0;
-    return;
-  }
-  for (int done = sum_some_rows<false>(rows, w, count, out, n); done < count;)
-    done += sum_some_rows<true>(rows + done, w + done, count - done, out, n);
-}
+struct RowsAt {
+  const A* first;
+  int64_t stride;
+  RowsAt at(int64_t i) const { return {first + i * stride, stride}; }
+};
 
-// Pixels in turn to the first row and to the second.
+// Rows of which the last few are asked for again and again, in consecutive memory.
 template <class A>
-GK_MULTIVERSION void split_in_two(const A* row, A* __restrict first, A* __restrict second, int64_t n) {
-  for (int64_t i = 0; i < n / 2; ++i) {
-    first[i] = row[2 * i];
-    second[i] = row[2 * i + 1];
-  }
-  if (n % 2) first[n / 2] = row[n - 1];
-}
+class Window {
+ public:
+  Window(int64_t row, int64_t most) : row_(row), capacity_(2 * most), memory_(capacity_ * row) {}
 
-template <class A>
-GK_MULTIVERSION void merge_two(const A* first, const A* second, A* __restrict row, int64_t n) {
-  for (int64_t i = 0; i < n / 2; ++i) {
-    row[2 * i] = first[i];
-    row[2 * i + 1] = second[i];
+  void forget() { begin_ = end_ = 0; }
+
+  // Rows from `first` on, at most as many as announced; fill(i, count, to) makes rows from i on.
+  template <class Fill>
+  GK_INLINE RowsAt<A> operator()(int64_t first, int64_t count, const Fill& fill) {
+    if (first < begin_ || first > end_) begin_ = end_ = first;
+    if (first + count - begin_ > capacity_) {
+      std::copy(at(first), at(end_), memory_.data());
+      begin_ = first;
+    }
+    if (const int64_t missing = first + count - end_; missing > 0) {
+      fill(end_, missing, at(end_));
+      end_ += missing;
+    }
+    return {at(first), row_};
   }
-  if (n % 2) row[n - 1] = first[n / 2];
-}
+
+ private:
+  A* at(int64_t i) { return memory_.data() + (i - begin_) * row_; }
+
+  int64_t row_, capacity_, begin_ = 0, end_ = 0;
+  std::vector<A> memory_;
+};
 
 // Where the channels of a row lie: in memory pixels are `stride` apart, here `block`, of which `channels` are in use.
 struct Pixels {
@@ -78,7 +123,7 @@ struct Pixels {
 
 // A row of x in the type of the sums, with the bias of each channel.
 template <class T, class A>
-GK_MULTIVERSION void load_row(const T* x, A* __restrict row, const A* bias, Pixels pixels) {
+GK_INLINE void load_row(const T* x, A* __restrict row, const A* bias, Pixels pixels) {
   if (pixels.dense() && (!bias || pixels.channels == 1)) {
     const A b = bias ? bias[0] : A(0);
     for (int64_t i = 0; i < pixels.count * pixels.channels; ++i) row[i] = A(x[i]) + b;
@@ -90,16 +135,6 @@ GK_MULTIVERSION void load_row(const T* x, A* __restrict row, const A* bias, Pixe
     else
       for (int64_t c = 0; c < pixels.channels; ++c) row[c] = A(x[c]);
   }
-}
-
-template <class T, class A>
-GK_MULTIVERSION void store_row(const A* row, T* __restrict y, Pixels pixels) {
-  if (pixels.dense()) {
-    for (int64_t i = 0; i < pixels.count * pixels.channels; ++i) y[i] = T(row[i]);
-    return;
-  }
-  for (int64_t p = 0; p < pixels.count; ++p, y += pixels.stride, row += pixels.block)
-    for (int64_t c = 0; c < pixels.channels; ++c) y[c] = T(row[c]);
 }
 
 // Taps in the order in which they meet the input: separable, w[y][x] = down[y] across[x], or any matrix.
@@ -138,153 +173,195 @@ struct Filter {
 // How rows of one size become rows of another; the same for all images, and read-only.
 template <class A>
 struct Plan {
-  // Columns o = residue, residue + period, ... of the output, all of one phase.
+  // An output row sums `count` input rows from `first` on with taps tap, tap + up, ... `first` never falls.
+  struct Row {
+    int64_t first, count, tap;
+  };
+  // Columns o = residue, residue + period, ... of the output, all of one phase: a sum of placed rows from these places on.
   struct Residue {
-    int64_t pixels;
-    std::vector<int64_t> offsets, taps;  // of what is summed: pixel of the placed row, tap
-    std::vector<A> weights;              // of a separable filter
+    int64_t pixels, taps;
+    std::vector<int64_t> places;
+    std::vector<A> weights;  // `taps` of them for each row of the filter; one row if it is separable
   };
 
   Axis x, y;
   Filter<A> filter;
+  int64_t channels;      // of a pixel
   int64_t period, step;  // period columns of output further, the input is `step` columns further
   int64_t begin, end;    // input columns that count
-  int64_t base, length;  // a placed row starts with input column `base`; column base + i is pixel i / step of part i % step
+  int64_t base, length;  // a placed row starts with input column `base`
+  int64_t parts;         // column base + i of a placed row is pixel i / parts of part i % parts, of `length` pixels
+  std::vector<Row> rows;
   std::vector<Residue> residues;
 
-  Plan(Axis x, Axis y, Filter<A> filter_) : x(x), y(y), filter(std::move(filter_)) {
+  Plan(Axis x, Axis y, Filter<A> filter_, int64_t channels) : x(x), y(y), filter(std::move(filter_)), channels(channels) {
     const int64_t divisor = std::gcd(x.up, x.down);
     period = x.up / divisor;
     step = x.down / divisor;
+    parts = channels == 1 ? step : 1;
     base = x.first_input(0);
     const int64_t last = floor_div((x.out - 1) * x.down - x.pad + x.taps - 1, x.up);
     begin = std::clamp<int64_t>(base, 0, x.in);
     end = std::clamp<int64_t>(last + 1, begin, x.in);
-    length = std::max<int64_t>(0, ceil_div(last + 1 - base, step)) + 1;
+    length = std::max<int64_t>(0, ceil_div(last + 1 - base, parts)) + 1;
+    for (int64_t o = 0; o < y.out; ++o) {
+      const int64_t all = y.first_input(o), first = std::clamp<int64_t>(all, 0, y.in), tap = y.first_tap(o);
+      const int64_t behind = all + ceil_div(std::max<int64_t>(0, y.taps - tap), y.up);
+      rows.push_back({first, std::clamp<int64_t>(behind, first, y.in) - first, tap + (first - all) * y.up});
+    }
     for (int64_t r = 0; r < std::min(period, x.out); ++r) {
-      Residue residue{ceil_div(x.out - r, period), {}, {}};
+      Residue residue{ceil_div(x.out - r, period), 0, {}, {}};
+      std::vector<int64_t> taps;
       int64_t at = x.first_input(r) - base;
       for (int64_t k = x.first_tap(r); k < x.taps; k += x.up, ++at) {
-        residue.offsets.push_back(at % step * length + at / step);
-        residue.taps.push_back(k);
-        if (filter.separable) residue.weights.push_back(filter.across[k]);
+        residue.places.push_back((at % parts * length + at / parts) * channels);
+        taps.push_back(k);
       }
+      residue.taps = int64_t(taps.size());
+      for (int64_t k = 0; k < (filter.separable ? 1 : filter.rows); ++k)
+        for (const int64_t tap : taps)
+          residue.weights.push_back(filter.separable ? filter.across[tap] : filter.matrix[k * filter.columns + tap]);
       residues.push_back(std::move(residue));
     }
   }
+
+  // Input rows for the output rows o to o + n - 1, or at most for n of them.
+  std::pair<int64_t, int64_t> input_rows(int64_t o, int64_t n) const {
+    const Row &begin = rows[o], &end = rows[o + n - 1];
+    return {begin.first, std::max(end.first + end.count, begin.first + begin.count) - begin.first};
+  }
+  int64_t most_rows(int64_t n) const { return y.most_taps() + ceil_div((n - 1) * y.down, y.up) + 1; }
+
+  int64_t placed() const { return parts * length * channels; }
+  int64_t used() const { return (end - begin) * channels; }
 };
 
-// A thread's rows on the way from input to output.
+// A thread's rows on the way from input to output, a few at a time: what was just stored can be loaded again, shifted, only
+// some time later.
 template <class A>
 class Stage {
  public:
-  Stage(const Plan<A>& plan, int64_t channels)
-      : plan_(plan), channels_(channels), slots_(plan.filter.separable ? 1 : plan.y.most_taps()) {
-    slot_size_ = plan.step * plan.length * channels;
-    placed_.resize(slots_ * slot_size_);  // zeros, and those around the input stay
-    held_.resize(slots_);
-    if (plan.step > 1) plain_.resize((plan.end - plan.begin) * channels);
-    if (plan.period > 1) phases_.resize(plan.period * ceil_div(plan.x.out, plan.period) * channels);
-    if (plan.filter.separable)
-      for (const auto& residue : plan.residues)
-        for (const int64_t offset : residue.offsets) shifted_.push_back(placed_.data() + offset * channels);
-    forget();
-  }
+  explicit Stage(const Plan<A>& plan)
+      : plan_(plan), group_(std::clamp<int64_t>(2048 / (plan.x.out * plan.channels), 1, 8)),
+        placed_(plan.filter.separable ? group_ * plan.placed() : 0), plain_(plan.parts > 1 ? group_ * plan.used() : 0),
+        placed_rows_(plan.placed(), plan.filter.separable ? 0 : most_rows()) {}
 
-  void forget() { std::fill(held_.begin(), held_.end(), -1); }  // before another image
+  int64_t most_rows() const { return plan_.most_rows(group_); }  // that a source is asked for at once
 
-  // out = row o of the output; source(i) is row i of the input, which stays where it is until the next call.
-  template <class Source>
-  void row(int64_t o, Source& source, A* out) {
-    const Axis& y = plan_.y;
-    const Filter<A>& f = plan_.filter;
-    rows_.clear();
-    weights_.clear();
-    slots_used_.clear();
-    int64_t i = y.first_input(o);
-    for (int64_t k = y.first_tap(o); k < y.taps; k += y.up, ++i) {
-      if (i < 0 || i >= y.in) continue;
-      if (f.separable) {
-        rows_.push_back(source(i) + plan_.begin * channels_);
-        weights_.push_back(f.down[k]);
+  void forget() { placed_rows_.forget(); }  // before another image
+
+  // Rows first to last - 1 of the output, in order; source(i, count) gives rows i to i + count - 1 of the input.
+  template <int kBytes, class T, class Source>
+  GK_INLINE void rows(int64_t first, int64_t last, Source& source, T* out, int64_t stride, Pixels pixels) {
+    for (int64_t o = first; o < last; o += group_) {
+      const int64_t n = std::min(group_, last - o);
+      const auto [begin, count] = plan_.input_rows(o, n);
+      T* to = out + (o - first) * stride;
+      if (plan_.filter.separable) {
+        const RowsAt<A> from = source(begin, count);
+        A* placed = placed_.data();
+        if (plan_.parts == 1) placed += (plan_.begin - plan_.base) * plan_.channels;
+        const int64_t apart = plan_.parts == 1 ? plan_.placed() : plan_.used();
+        for (int64_t r = 0; r < n; ++r)
+          sum_rows<kBytes>(from.at(plan_.rows[o + r].first - begin), plan_.rows[o + r], (plan_.parts == 1 ? placed : plain_.data()) + r * apart);
+        if (plan_.parts > 1)
+          for (int64_t r = 0; r < n; ++r) place(plain_.data() + r * apart, placed_.data() + r * plan_.placed());
+        for (int64_t r = 0; r < n; ++r)
+          across<kBytes>({placed_.data() + r * plan_.placed(), 0}, 1, 0, to + r * stride, pixels);
       } else {
-        slots_used_.push_back({hold(i, source), k});
+        const RowsAt<A> from = placed_rows_(begin, count, [&](int64_t i, int64_t count, A* to) GK_INLINE_LAMBDA {
+          const RowsAt<A> plain = source(i, count);
+          for (int64_t r = 0; r < count; ++r) place(plain.at(r).first + plan_.begin * plan_.channels, to + r * plan_.placed());
+        });
+        for (int64_t r = 0; r < n; ++r)
+          across<kBytes>(from.at(plan_.rows[o + r].first - begin), plan_.rows[o + r].count, plan_.rows[o + r].tap, to + r * stride, pixels);
       }
     }
-    if (f.separable) {
-      const int64_t n = (plan_.end - plan_.begin) * channels_;
-      A* at = plan_.step > 1 ? plain_.data() : placed_.data() + (plan_.begin - plan_.base) * channels_;
-      weighted_sum(rows_.data(), weights_.data(), int(rows_.size()), at, n);
-      if (plan_.step > 1) place(at, placed_.data());
-    }
-    const A* const* shifted = shifted_.data();
-    for (size_t r = 0; r < plan_.residues.size(); ++r) {
-      const auto& residue = plan_.residues[r];
-      const int64_t n = residue.pixels * channels_;
-      A* to = plan_.period > 1 ? phases_.data() + r * phase_size() : out;
-      if (f.separable) {
-        weighted_sum(shifted, residue.weights.data(), int(residue.weights.size()), to, n);
-        shifted += residue.weights.size();
-        continue;
-      }
-      rows_.clear();
-      weights_.clear();
-      for (const auto& [slot, k] : slots_used_)
-        for (size_t j = 0; j < residue.taps.size(); ++j) {
-          rows_.push_back(slot + residue.offsets[j] * channels_);
-          weights_.push_back(f.matrix[k * f.columns + residue.taps[j]]);
-        }
-      weighted_sum(rows_.data(), weights_.data(), int(rows_.size()), to, n);
-    }
-    if (plan_.period > 1) merge(out);
   }
 
  private:
-  int64_t phase_size() const { return ceil_div(plan_.x.out, plan_.period) * channels_; }
-
-  // Row i of the input, placed.
-  template <class Source>
-  const A* hold(int64_t i, Source& source) {
-    const int64_t slot = i % slots_;
-    A* at = placed_.data() + slot * slot_size_;
-    if (held_[slot] != i) {
-      place(source(i) + plan_.begin * channels_, at);
-      held_[slot] = i;
-    }
-    return at;
+  // Columns begin to end of an output row before its columns are resampled.
+  template <int kBytes>
+  GK_INLINE void sum_rows(RowsAt<A> rows, const typename Plan<A>::Row& row, A* __restrict out) {
+    const A *from = rows.first + plan_.begin * plan_.channels, *weights = plan_.filter.down.data() + row.tap;
+    const int64_t up = plan_.y.up, count = row.count;
+    in_blocks<A, kBytes>(plan_.used(), [&]<class V, int kCount>(int64_t i) GK_INLINE_LAMBDA {
+      V sum[kCount] = {};
+      for (int64_t k = 0; k < count; ++k) add(sum, weights[k * up], from + k * rows.stride + i);
+      store<A>(out + i, sum);
+    });
   }
 
-  // Columns begin to end, apart by their place in a step.
-  void place(const A* row, A* placed) {
-    const int64_t pixels = plan_.end - plan_.begin, first = plan_.begin - plan_.base, step = plan_.step;
-    const auto at = [&](int64_t i) { return placed + (i % step * plan_.length + i / step) * channels_; };
-    if (step == 1) {
-      std::memcpy(at(first), row, pixels * channels_ * sizeof(A));
-    } else if (step == 2 && channels_ == 1) {
-      split_in_two(row, at(first), at(first + 1), pixels);
+  // Columns begin to end of a row, apart by their place in a step.
+  GK_INLINE void place(const A* row, A* __restrict placed) {
+    const int64_t pixels = plan_.end - plan_.begin, first = plan_.begin - plan_.base, parts = plan_.parts;
+    const auto at = [&](int64_t i) GK_INLINE_LAMBDA { return placed + i % parts * plan_.length + i / parts; };
+    if (parts == 1) {
+      std::copy_n(row, plan_.used(), placed + first * plan_.channels);
+    } else if (parts == 2) {
+      A *__restrict even = at(first), *__restrict odd = at(first + 1);
+      for (int64_t i = 0; i < pixels / 2; ++i) even[i] = row[2 * i], odd[i] = row[2 * i + 1];
+      if (pixels % 2) even[pixels / 2] = row[pixels - 1];
     } else {
-      for (int64_t i = 0; i < pixels; ++i) std::memcpy(at(first + i), row + i * channels_, channels_ * sizeof(A));
+      for (int64_t i = 0; i < pixels; ++i) *at(first + i) = row[i];
     }
   }
 
-  void merge(A* out) {
-    const int64_t pixels = plan_.x.out, period = plan_.period;
-    if (period == 2 && channels_ == 1) {
-      merge_two(phases_.data(), phases_.data() + phase_size(), out, pixels);
-      return;
-    }
-    for (int64_t i = 0; i < pixels; ++i) {
-      const A* from = phases_.data() + i % period * phase_size() + i / period * channels_;
-      std::memcpy(out + i * channels_, from, channels_ * sizeof(A));
+  // out = the columns of a sum of `count` placed rows, whose taps along the columns are tap, tap + up, ...
+  template <int kBytes, class T>
+  GK_INLINE void across(RowsAt<A> placed, int64_t count, int64_t tap, T* __restrict out, Pixels pixels) {
+    const int64_t period = plan_.period, channels = plan_.channels, up = plan_.y.up;
+    const auto sum_from = [&]<class V, int kCount>(V (&sum)[kCount], const auto& residue, int64_t at) GK_INLINE_LAMBDA {
+      for (V& s : sum) s = V{};
+      for (int64_t k = 0; k < count; ++k) {
+        const A *row = placed.first + k * placed.stride + at, *weights = residue.weights.data() + (tap + k * up) * residue.taps;
+        const int64_t *places = residue.places.data(), taps = residue.taps;
+        for (int64_t j = 0; j < taps; ++j) add(sum, weights[j], row + places[j]);
+      }
+    };
+    const auto& residues = plan_.residues;
+    if (period == 1 && (channels == 1 || (plan_.step == 1 && pixels.dense()))) {
+      in_blocks<A, kBytes>(pixels.count * channels, [&]<class V, int kCount>(int64_t i) GK_INLINE_LAMBDA {
+        V sum[kCount];
+        sum_from(sum, residues[0], i);
+        store<A>(out + i, sum);
+      });
+    } else if (period == 2 && channels == 1) {
+      const int64_t pairs = pixels.count / 2;
+      in_blocks<A, kBytes>(pairs, [&]<class V, int kCount>(int64_t i) GK_INLINE_LAMBDA {
+        V even[kCount], odd[kCount];
+        sum_from(even, residues[0], i);
+        sum_from(odd, residues[1], i);
+        constexpr int64_t two = 2 * sizeof(V) / sizeof(A);
+        for (int m = 0; m < kCount; ++m) store_in_turn<A>(out + 2 * i + m * two, even[m], odd[m]);
+      });
+      if (pixels.count % 2) {
+        A last[1];
+        sum_from(last, residues[0], pairs);
+        out[2 * pairs] = T(last[0]);
+      }
+    } else if (channels == 1) {
+      for (size_t r = 0; r < residues.size(); ++r)
+        for (int64_t i = 0; i < residues[r].pixels; ++i) {
+          A sum[1];
+          sum_from(sum, residues[r], i);
+          out[i * period + r] = T(sum[0]);
+        }
+    } else {
+      for (size_t r = 0; r < residues.size(); ++r)
+        for (int64_t i = 0; i < residues[r].pixels; ++i)
+          in_blocks<A, kBytes>(pixels.channels, [&]<class V, int kCount>(int64_t c) GK_INLINE_LAMBDA {
+            V sum[kCount];
+            sum_from(sum, residues[r], i * plan_.step * channels + c);
+            store<A>(out + (i * period + r) * pixels.stride + c, sum);
+          });
     }
   }
 
   const Plan<A>& plan_;
-  int64_t channels_, slots_, slot_size_;
-  std::vector<A> placed_, plain_, phases_, weights_;
-  std::vector<int64_t> held_;
-  std::vector<const A*> rows_, shifted_;  // what is summed: rows, and of a separable filter the placed row shifted
-  std::vector<std::pair<const A*, int64_t>> slots_used_;
+  int64_t group_;
+  std::vector<A> placed_, plain_;  // of zeros, and those around the input stay
+  Window<A> placed_rows_;
 };
 
 // The rows of a batch of images, taken apart into blocks of channels: a plane's one, or in channels_last so many that a row of
@@ -311,66 +388,36 @@ inline int64_t channels_of_block(int64_t channels, int64_t widest_row, bool chan
   return ceil_div(channels, ceil_div(channels, most));
 }
 
-// Rows of an input in the type of the sums, plus a bias; the last `count` rows asked for stay.
+// Rows of an input in the type of the sums, plus a bias; at most `most` are asked for at once.
 template <class T, class A>
 class Loader {
  public:
-  Loader(const T* x, const Rows& rows, int64_t count, const A* bias) : x_(x), rows_(rows), bias_(bias), held_(count) {
-    direct_ = std::is_same_v<T, A> && !bias && rows.block == rows.stride;
-    if (!direct_) loaded_.resize(count * rows.width * rows.block);
-  }
+  Loader(const T* x, const Rows& rows, int64_t most, const A* bias)
+      : x_(x), rows_(rows), bias_(bias), direct_(std::is_same_v<T, A> && !bias && rows.block == rows.stride),
+        loaded_(rows.width * rows.block, direct_ ? 0 : most) {}
 
   void begin(int64_t sample, int64_t channel) {
     sample_ = sample;
     channel_ = channel;
-    std::fill(held_.begin(), held_.end(), -1);
+    loaded_.forget();
   }
 
-  const A* operator()(int64_t i) {
-    const T* from = x_ + rows_.at(sample_, channel_, i);
+  GK_INLINE RowsAt<A> operator()(int64_t first, int64_t count) {
     if constexpr (std::is_same_v<T, A>)
-      if (direct_) return from;
-    const int64_t slot = i % int64_t(held_.size());
-    A* to = loaded_.data() + slot * rows_.width * rows_.block;
-    if (held_[slot] != i) {
-      load_row(from, to, bias_ ? bias_ + channel_ : nullptr, rows_.pixels(channel_));
-      held_[slot] = i;
-    }
-    return to;
+      if (direct_) return {x_ + rows_.at(sample_, channel_, first), rows_.width * rows_.stride};
+    return loaded_(first, count, [&](int64_t i, int64_t count, A* to) GK_INLINE_LAMBDA {
+      for (int64_t r = 0; r < count; ++r, to += rows_.width * rows_.block)
+        load_row(x_ + rows_.at(sample_, channel_, i + r), to, bias_ ? bias_ + channel_ : nullptr, rows_.pixels(channel_));
+    });
   }
 
  private:
   const T* x_;
   Rows rows_;
   const A* bias_;
-  std::vector<int64_t> held_;
+  bool direct_;
   int64_t sample_ = 0, channel_ = 0;
-  bool direct_;
-  std::vector<A> loaded_;
-};
-
-// Rows of an output, one at a time: where to compute a row, and putting it where it belongs.
-template <class T, class A>
-class Storer {
- public:
-  Storer(T* y, const Rows& rows) : y_(y), rows_(rows), direct_(std::is_same_v<T, A> && rows.block == rows.stride) {
-    if (!direct_) row_.resize(rows.width * rows.block);
-  }
-
-  template <class Compute>
-  void operator()(int64_t sample, int64_t channel, int64_t row, const Compute& compute) {
-    T* to = y_ + rows_.at(sample, channel, row);
-    if constexpr (std::is_same_v<T, A>)
-      if (direct_) return compute(to);
-    compute(row_.data());
-    store_row(row_.data(), to, rows_.pixels(channel));
-  }
-
- private:
-  T* y_;
-  Rows rows_;
-  bool direct_;
-  std::vector<A> row_;
+  Window<A> loaded_;
 };
 
 // body(make(), sample, channel, first row, last row) for all rows of the output, cut into bands of about `band` numbers; what

@@ -6,6 +6,19 @@ namespace {
 
 constexpr int64_t kBand = 32768;
 
+template <class T, class A>
+struct Own {
+  Loader<T, A> load;
+  Stage<A> stage;
+};
+
+template <int kBytes, class T, class A>
+GK_INLINE void resample(Own<T, A>& own, T* y, const Rows& rows, int64_t sample, int64_t channel, int64_t first, int64_t last) {
+  own.load.begin(sample, channel);
+  own.stage.forget();
+  own.stage.template rows<kBytes>(first, last, own.load, y + rows.at(sample, channel, first), rows.width * rows.stride, rows.pixels(channel));
+}
+
 Tensor upfirdn2d(const Tensor& x_, const Tensor& f, std::vector<int64_t> up, std::vector<int64_t> down,
                  std::vector<int64_t> padding, bool flip_filter, double gain) {
   const char* op = "upfirdn2d";
@@ -17,20 +30,15 @@ Tensor upfirdn2d(const Tensor& x_, const Tensor& f, std::vector<int64_t> up, std
   const Rows in(x, channels_last, block), out(y, channels_last, block);
   dispatch_floating(op, x.scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;
-    const Plan<A> plan(across, along, Filter<A>(as_contiguous(f), flip_filter, gain));
-    struct Own {
-      Loader<T, A> load;
-      Stage<A> stage;
-      Storer<T, A> store;
-    };
+    const Plan<A> plan(across, along, Filter<A>(as_contiguous(f), flip_filter, gain), block);
     const auto make = [&] {
-      return Own{{data<T>(x), in, along.most_taps(), nullptr}, {plan, block}, {mutable_data<T>(y), out}};
+      Stage<A> stage(plan);
+      return Own<T, A>{{data<T>(x), in, stage.most_rows(), nullptr}, std::move(stage)};
     };
-    for_each_band(out, kBand, make, [&](Own& own, int64_t sample, int64_t channel, int64_t first, int64_t last) {
-      own.load.begin(sample, channel);
-      own.stage.forget();
-      for (int64_t o = first; o < last; ++o)
-        own.store(sample, channel, o, [&](A* row) { own.stage.row(o, own.load, row); });
+    for_each_band(out, kBand, make, [&](Own<T, A>& own, int64_t sample, int64_t channel, int64_t first, int64_t last) {
+      with_registers([&]<int kBytes>() GK_INLINE_LAMBDA {
+        resample<kBytes>(own, mutable_data<T>(y), out, sample, channel, first, last);
+      });
     });
   });
   return y;

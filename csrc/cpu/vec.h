@@ -7,12 +7,50 @@
 #pragma once
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+#define GK_X86_LEVELS
 #define GK_MULTIVERSION __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define GK_MULTIVERSION
 #endif
 
-#define GK_INLINE __attribute__((always_inline)) inline  // and functions marked so do
+// Where sums must stay in registers, their number and size cannot be left to the compiler:
+//
+//   with_registers([&]<int kBytes>() GK_INLINE_LAMBDA { ... register_of<float, kBytes> ... });
+//
+// calls it with the size of the widest registers there are. All that it calls must be inlined into it.
+#define GK_INLINE __attribute__((always_inline)) inline
+#define GK_INLINE_LAMBDA __attribute__((always_inline))
+
+namespace gankernels {
+
+template <class A, int kBytes>
+struct RegisterOf {
+  typedef A type __attribute__((vector_size(kBytes)));
+};
+template <class A, int kBytes>
+using register_of = typename RegisterOf<A, kBytes>::type;
+
+#ifdef GK_X86_LEVELS
+template <class Body>
+__attribute__((target("arch=x86-64-v4"))) void with_registers_of_64(const Body& body) {
+  body.template operator()<64>();
+}
+template <class Body>
+__attribute__((target("arch=x86-64-v3"))) void with_registers_of_32(const Body& body) {
+  body.template operator()<32>();
+}
+#endif
+
+template <class Body>
+void with_registers(const Body& body) {
+#ifdef GK_X86_LEVELS
+  if (__builtin_cpu_supports("x86-64-v4")) return with_registers_of_64(body);
+  if (__builtin_cpu_supports("x86-64-v3")) return with_registers_of_32(body);
+#endif
+  body.template operator()<16>();
+}
+
+}  // namespace gankernels
 
 // Reductions keep this many independent sums: wide enough for two AVX-512 registers of float, and it fixes the order of
 // summation whatever the instruction set.
