@@ -27,7 +27,9 @@ def fail(sentence):
 
 def import_torch():
     """The installed PyTorch, also from inside pip's isolated build environment (which hides site-packages)."""
-    site_packages = [path for path in (sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"]) if path not in sys.path]
+    site_packages = [
+        path for path in (sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"]) if path not in sys.path
+    ]
     sys.path.extend(dict.fromkeys(site_packages))
     try:
         import torch
@@ -44,7 +46,9 @@ def import_torch():
 def check_compiler():
     compiler = os.environ.get("CXX", "c++").split()[0]
     if shutil.which(compiler) is None:
-        fail(f"a C++ compiler is needed to build from source, and `{compiler}` was not found (set CXX to name another).")
+        fail(
+            f"a C++ compiler is needed to build from source, and `{compiler}` was not found (set CXX to name another)."
+        )
 
 
 def wants_cuda(torch, cuda_home):
@@ -86,7 +90,9 @@ def build():
     if wants_cuda(torch, cpp_extension.CUDA_HOME):
         if not torch.cuda.is_available():
             os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCH_LIST)
-        compile_args["nvcc"] = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-DUSE_CUDA", *stable] + (["-G"] if debug else [])
+        compile_args["nvcc"] = ["-std=c++20", "-O3", "--expt-relaxed-constexpr", "-DUSE_CUDA", *stable] + (
+            ["-G"] if debug else []
+        )
         # PyTorch's build helper takes away the conversions of float16 and bfloat16 that the kernels are written with
         compile_args["nvcc"] += ["-U__CUDA_NO_HALF_CONVERSIONS__", "-U__CUDA_NO_BFLOAT16_CONVERSIONS__"]
         extension = cpp_extension.CUDAExtension

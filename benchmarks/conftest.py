@@ -12,9 +12,19 @@ def pytest_addoption(parser):
     group = parser.getgroup("gankernels benchmarks")
     group.addoption("--device", choices=("cpu", "cuda"), help="default: cuda when there is one")
     group.addoption("--seconds", type=float, default=0.5, help="of sampling per case (default 0.5; 0: one round)")
-    group.addoption("--budget", type=float, default=math.inf, help="seconds after which the cases that are left are skipped")
-    group.addoption("--tier", choices=("quick", "full"), default="quick", help="full adds layouts, dtypes, shapes, compiled stock")
-    group.addoption("--peer", action="append", default=[], metavar="NAME=PATH", help=f"a checkout of public code to compare with: {', '.join(peers.KNOWN)}")
+    group.addoption(
+        "--budget", type=float, default=math.inf, help="seconds after which the cases that are left are skipped"
+    )
+    group.addoption(
+        "--tier", choices=("quick", "full"), default="quick", help="full adds layouts, dtypes, shapes, compiled stock"
+    )
+    group.addoption(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help=f"a checkout of public code to compare with: {', '.join(peers.KNOWN)}",
+    )
     group.addoption("--rows", metavar="FILE", help="append every result as a line of JSON as soon as it is there")
 
 

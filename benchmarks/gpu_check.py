@@ -39,7 +39,10 @@ BENCHMARKS = [
     (("test_steps.py",), ""),
     (("test_ganzoo.py",), ""),  # by itself: the libraries of ganzoo may not be there
     (("test_latency.py",), ""),
-    (("test_gradient_penalty.py", "test_regularized_loss.py", "test_spectral_norm.py", "test_modulated_conv2d.py"), "compiled"),
+    (
+        ("test_gradient_penalty.py", "test_regularized_loss.py", "test_spectral_norm.py", "test_modulated_conv2d.py"),
+        "compiled",
+    ),
 ]
 DRY_BENCHMARKS = [
     (("test_gradient_penalty.py", "test_weights.py"), "penalty_digits and not compiled or 200_small"),
@@ -104,7 +107,9 @@ class Check:
             try:
                 status = process.wait(max(1.0, limit))
             except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGINT)  # lets pytest tell what it has seen so far; xdist hangs where all get it
+                process.send_signal(
+                    signal.SIGINT
+                )  # lets pytest tell what it has seen so far; xdist hangs where all get it
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(15)
             with contextlib.suppress(ProcessLookupError):
@@ -121,7 +126,10 @@ class Check:
         lines = [line.strip(" =") for line in output.splitlines() if line.strip(" =")]
         said = [line[:200] for line in lines[-1:]]
         if result == "RED":
-            said += [line[:200] for line in at_most([line for line in lines if re.match(r"(FAILED|ERROR) |.*\berror:", line)])]
+            said += [
+                line[:200]
+                for line in at_most([line for line in lines if re.match(r"(FAILED|ERROR) |.*\berror:", line)])
+            ]
         with self.lock:
             self.stages.append((stage, result, said))
             self.summarise()
@@ -170,7 +178,9 @@ class Check:
         status, output = self.pytest("tests", [*of_gpu, "tests/ops"], 0.45 * self.left(), several=True)
         self.record("tests/ops", verdict(status, output), output)
         # ganzoo needs libraries that may not be there beside PyTorch
-        status, output = self.run("tests", [sys.executable, "-c", "import ganzoo, sklearn"], 60, {"PYTHONPATH": "python"})
+        status, output = self.run(
+            "tests", [sys.executable, "-c", "import ganzoo, sklearn"], 60, {"PYTHONPATH": "python"}
+        )
         if status == 0:
             status, output = self.pytest("tests", [*of_gpu, "tests/zoo"], 0.25 * self.left())
             self.record("tests/zoo", verdict(status, output, fine=(0, NOTHING_COLLECTED)), output)
@@ -220,7 +230,9 @@ def main():
     parser.add_argument("--seconds", type=float, help="of sampling per benchmark case (default 1.5, dry 0: one round)")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "out"))
     parser.add_argument("--no-build", action="store_true", help="the package is built already")
-    parser.add_argument("--no-tests", action="store_true", help="only measures, where one command's time was too short for everything")
+    parser.add_argument(
+        "--no-tests", action="store_true", help="only measures, where one command's time was too short for everything"
+    )
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
     if not options.dry_run:
@@ -234,7 +246,9 @@ def main():
     check = Check(options.out.resolve(), options.budget or (900 if options.dry_run else 540), options.dry_run)
     if options.no_build or check.build():
         stages = [] if options.no_tests else [check.tests, check.sanitizer]
-        with ThreadPoolExecutor() as pool:  # what is right or wrong does not depend on who else uses the GPU, what is fast does
+        with (
+            ThreadPoolExecutor() as pool
+        ):  # what is right or wrong does not depend on who else uses the GPU, what is fast does
             for stage in [pool.submit(stage) for stage in stages]:
                 stage.result()
         check.benchmarks(options.seconds if options.seconds is not None else 0 if options.dry_run else 1.5)

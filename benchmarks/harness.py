@@ -154,7 +154,12 @@ class Settings:
     """The command line of one run, and what it has measured so far."""
 
     def __init__(
-        self, device: str, seconds: float, rows: str | None, budget: float = math.inf, tell: Callable[[str], None] = lambda line: None
+        self,
+        device: str,
+        seconds: float,
+        rows: str | None,
+        budget: float = math.inf,
+        tell: Callable[[str], None] = lambda line: None,
     ):
         self.device, self.seconds, self.budget, self.tell = device, seconds, budget, tell
         self.environment = {
@@ -219,7 +224,9 @@ class Measured:
 
     def summary(self) -> str:
         """The medians, in a line."""
-        medians = ", ".join(f"{name} {1e3 * statistics.median(samples):.4g} ms" for name, samples in self.samples.items())
+        medians = ", ".join(
+            f"{name} {1e3 * statistics.median(samples):.4g} ms" for name, samples in self.samples.items()
+        )
         return f"{medians}; {len(next(iter(self.samples.values())))} rounds, took {self.cost:.1f} s"
 
     def row(self, variant: str) -> dict:
@@ -276,7 +283,9 @@ def measure(workload: Workload, device: str, seconds: float) -> Measured:
         return elapsed
 
     passes, memory, peak = {}, {}, peak_memory_of(device)
-    for name, call in calls.items() if workload.limit is None else ():  # a process has memory of its own, and nothing to warm up
+    for name, call in (
+        calls.items() if workload.limit is None else ()
+    ):  # a process has memory of its own, and nothing to warm up
         if workload.forward is None or name.endswith("_compiled"):
             finished(wall_time, call)
             memory[name] = finished(peak, call)
@@ -291,7 +300,9 @@ def measure(workload: Workload, device: str, seconds: float) -> Measured:
         while len(samples[names[0]]) < MAX_ROUNDS:
             for name in names:
                 samples[name].append(finished(timer, calls[name]))
-            order.shuffle(names)  # taking turns, everybody would mostly follow the same neighbour, and find its lines in the cache
+            order.shuffle(
+                names
+            )  # taking turns, everybody would mostly follow the same neighbour, and find its lines in the cache
             elapsed = time.perf_counter() - began
             least = FEWEST_ROUNDS if workload.limit is not None or elapsed > LONG else MIN_ROUNDS
             if elapsed > seconds and len(samples[names[0]]) >= (least if seconds else 1):
@@ -309,7 +320,9 @@ def measure(workload: Workload, device: str, seconds: float) -> Measured:
             device_samples = rounds(lambda call, i: event_time(call, i, ahead), seconds / 2)
     finally:
         gc.enable()
-    return Measured(samples, device_samples, memory, passes, workload.bytes, workload.images, workload.limit, workload.goals)
+    return Measured(
+        samples, device_samples, memory, passes, workload.bytes, workload.images, workload.limit, workload.goals
+    )
 
 
 def wall_time(call, i):

@@ -52,7 +52,12 @@ class NormedBlock(nn.Module):
         pool = [nn.AvgPool2d(2)] if down else []
         layers = []
         for last in (False, True):
-            layers += [norm(channels, size), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1), *(pool if last else [])]
+            layers += [
+                norm(channels, size),
+                nn.ReLU(),
+                nn.Conv2d(channels, channels, 3, padding=1),
+                *(pool if last else []),
+            ]
         self.layers = nn.Sequential(*layers)
         self.shortcut = nn.Sequential(*pool, nn.Conv2d(channels, channels, 1)) if down else nn.Identity()
 
@@ -86,7 +91,9 @@ class AttentionBlock(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm, self.to_qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.LeakyReLU(0.2), nn.Linear(2 * width, width))
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.LeakyReLU(0.2), nn.Linear(2 * width, width)
+        )
 
     def forward(self, x):
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.to_qkv(self.norm(x)).chunk(3, -1))
@@ -203,9 +210,18 @@ def residual_critic():
     """The shape of R3GAN's discriminator (Huang et al. 2024) for 32×32 images: bottlenecks with grouped convolutions, no norm."""
     layers = [nn.Conv2d(3, 64, 1)]
     for before, after in pairwise((64, 128, 128)):
-        layers += [ResidualBottleneck(before), ResidualBottleneck(before), nn.AvgPool2d(2), nn.Conv2d(before, after, 1, bias=False)]
+        layers += [
+            ResidualBottleneck(before),
+            ResidualBottleneck(before),
+            nn.AvgPool2d(2),
+            nn.Conv2d(before, after, 1, bias=False),
+        ]
     return nn.Sequential(
-        *layers, ResidualBottleneck(128), nn.Conv2d(128, 128, 8, groups=128, bias=False), nn.Flatten(), nn.Linear(128, 1)
+        *layers,
+        ResidualBottleneck(128),
+        nn.Conv2d(128, 128, 8, groups=128, bias=False),
+        nn.Flatten(),
+        nn.Linear(128, 1),
     )
 
 
@@ -235,5 +251,3 @@ class PeriodsCritic(nn.Module):
 
     def forward(self, x):
         return sum(critic(x) for critic in self.critics)
-
-

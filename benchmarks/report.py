@@ -138,7 +138,9 @@ def summary(case: dict | None) -> str:
     row = case and case["variants"].get(OURS)
     if not row:
         return "not measured yet"
-    return " · ".join([duration(row["median"]), *([beyond(row)] if "beyond" in row else [times(row["ratio"]), share(row)])])
+    return " · ".join(
+        [duration(row["median"]), *([beyond(row)] if "beyond" in row else [times(row["ratio"]), share(row)])]
+    )
 
 
 def below(result: dict, tiers: tuple[str, ...]) -> list[str]:
@@ -165,7 +167,12 @@ def tables(results: list[dict]) -> str:
         "the full tier: [docs/benchmarks.md](docs/benchmarks.md).",
     ]
     for result in results:
-        lines += ["", f"Slower than stock, or short of what is aimed at, on {result['machine']}:", "", *below(result, ("quick",))]
+        lines += [
+            "",
+            f"Slower than stock, or short of what is aimed at, on {result['machine']}:",
+            "",
+            *below(result, ("quick",)),
+        ]
     for title, commands in groups(results, tiers=("quick",)):
         cases = {name: first["cases"].get(name) for name in commands}
         variants = dict.fromkeys(name for case in cases.values() if case for name in case["variants"] if name != OURS)
@@ -173,7 +180,11 @@ def tables(results: list[dict]) -> str:
         lines += ["", f"#### {title}", ""]
         rate = any("images_per_second" in row for case in cases.values() if case for row in case["variants"].values())
         processes = any("beyond" in row for case in cases.values() if case for row in case["variants"].values())
-        measures = ["beyond stock, of what is allowed"] if processes else ["times stock", "images/s" if rate else "of the floor"]
+        measures = (
+            ["beyond stock, of what is allowed"]
+            if processes
+            else ["times stock", "images/s" if rate else "of the floor"]
+        )
         columns = ["case", f"**{OURS}**", *map(shown, variants), *measures, *heads, "reproduce with"]
         lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
         for name, command in commands.items():
@@ -187,7 +198,9 @@ def tables(results: list[dict]) -> str:
                 cells += [beyond(ours)]
             else:
                 cells += [times(ours["ratio"]), f"{ours['images_per_second']:,.0f}" if rate else share(ours)]
-            cells += [summary(other["cases"].get(name)) for other in others] + ["not measured yet"] * (len(heads) - len(others))
+            cells += [summary(other["cases"].get(name)) for other in others] + ["not measured yet"] * (
+                len(heads) - len(others)
+            )
             lines.append("| " + " | ".join([*cells, f"`{command}`"]) + " |")
     return "\n".join(lines)
 
@@ -203,7 +216,12 @@ def page(results: list[dict]) -> str:
         "networks the flops in forward passes F, and convolutions forward + input gradient + weight gradient.",
     ]
     for result in results:
-        lines += ["", f"## {measured_on(result)}", "", f"![speed against stock, share of the floor]({plot_name(result)})"]
+        lines += [
+            "",
+            f"## {measured_on(result)}",
+            "",
+            f"![speed against stock, share of the floor]({plot_name(result)})",
+        ]
         if "ceilings" in result:
             copy, single, half = (result["ceilings"][name] / 1e9 for name in ("copy", "float32", "bfloat16"))
             lines += ["", f"In the last run a large copy moved {copy:.3g} GB/s, read and written; a large matrix product ran at "
@@ -216,7 +234,11 @@ def page(results: list[dict]) -> str:
             lines += ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
             for name in commands:
                 for variant, row in result["cases"][name]["variants"].items():
-                    cells = [shown(name), f"**{variant}**" if variant == OURS else shown(variant), duration(row["median"])]
+                    cells = [
+                        shown(name),
+                        f"**{variant}**" if variant == OURS else shown(variant),
+                        duration(row["median"]),
+                    ]
                     cells += [f"{duration(row['p20'])} to {duration(row['p80'])}"]
                     cells += [duration(row["device_median"]) if result["device"] == "cuda" else "-"]
                     cells += [beyond(row), "-"] if "beyond" in row else [times(row["ratio"]), share(row)]
@@ -253,7 +275,15 @@ def plot(result: dict, path: Path):
         marks = [(times, shown(name)) for name, row in ours.items() for peer, times in row["speedup"].items()
                  if peer != "floor" and (kind == "compiled") == peer.endswith("compiled")]  # fmt: skip
         if marks:
-            speed.scatter(*zip(*marks), s=14, marker=marker, color="black", linewidths=0.8, label=f"against each {kind} variant", zorder=2)
+            speed.scatter(
+                *zip(*marks),
+                s=14,
+                marker=marker,
+                color="black",
+                linewidths=0.8,
+                label=f"against each {kind} variant",
+                zorder=2,
+            )
     speed.axvline(1, color="black", linewidth=0.8)
     speed.set(xlabel=f"times as fast as stock PyTorch, {result['machine']}", ylim=(len(ours) - 0.5, -0.5))
     speed.tick_params(axis="y", labelsize=6)
@@ -333,7 +363,11 @@ def print_comparison(sources: list[str], threshold: float, arguments: list[str] 
     worse = False
     for machine in before.keys() & after.keys():
         lines, slower = compare(before[machine], after[machine], threshold)
-        print("\n".join(["", f"{machine}:", *(f"  {line}" for line in lines or ["nothing changed by more than the threshold"])]))
+        print(
+            "\n".join(
+                ["", f"{machine}:", *(f"  {line}" for line in lines or ["nothing changed by more than the threshold"])]
+            )
+        )
         worse |= slower
     if not before.keys() & after.keys():
         sys.exit(f"the two have no machine in common: {', '.join(before)} and {', '.join(after)}.")
@@ -367,7 +401,9 @@ def shortfalls(rows: list[dict]) -> list[str]:
         for peer, goal in goals.items():
             speedup = row["speedup"].get(peer)  # goals may name variants that this case leaves out
             if speedup is not None and speedup < 0.995 * goal:
-                found.append(f"{shown(row['case'])}: {speedup:.2f} times as fast as {shown(peer)}, the goal is {goal:.2f}")
+                found.append(
+                    f"{shown(row['case'])}: {speedup:.2f} times as fast as {shown(peer)}, the goal is {goal:.2f}"
+                )
     return found
 
 
@@ -379,9 +415,15 @@ def main():
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of benchmarks.md and its plots")
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="two files of results, or two git revisions")
-    parser.add_argument("--measure", nargs=argparse.REMAINDER, help="what pytest is to measure of both revisions now; comes last")
-    parser.add_argument("--threshold", type=float, default=0.1, help="smallest change that --compare tells of (default 0.1)")
+    parser.add_argument(
+        "--compare", nargs=2, metavar=("BEFORE", "AFTER"), help="two files of results, or two git revisions"
+    )
+    parser.add_argument(
+        "--measure", nargs=argparse.REMAINDER, help="what pytest is to measure of both revisions now; comes last"
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=0.1, help="smallest change that --compare tells of (default 0.1)"
+    )
     options = parser.parse_args()
     if options.compare:
         sys.exit(print_comparison(options.compare, options.threshold, options.measure))

@@ -20,7 +20,12 @@ def conv2d_resample(x, w, f=None, up=1, down=1, padding=0, groups=1, flip_weight
     pads, k = centred(f, up, down, four(padding)), w.shape[-1]
     if up == 2:
         o, i = w.shape[0] // groups, w.shape[1]
-        w = (w.flip((2, 3)) if flip_weight else w).reshape(groups, o, i, k, k).transpose(1, 2).reshape(groups * i, o, k, k)
+        w = (
+            (w.flip((2, 3)) if flip_weight else w)
+            .reshape(groups, o, i, k, k)
+            .transpose(1, 2)
+            .reshape(groups * i, o, k, k)
+        )
         x = F.conv_transpose2d(x, w, stride=2, groups=groups)
         pads = [p - k + (2 if after else 1) for after, p in zip((0, 1, 0, 1), pads)]
         return upfirdn2d(x, f, padding=pads, gain=4)

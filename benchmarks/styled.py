@@ -86,7 +86,13 @@ class StyleGAN2Generator(nn.Module):
 class Convolution(nn.Module):
     def __init__(self, ops, before, after, kernel=3, down=1, act="lrelu", gain=None):
         super().__init__()
-        self.conv2d_resample, self.bias_act, self.down, self.act, self.gain = ops.conv2d_resample, ops.bias_act, down, act, gain
+        self.conv2d_resample, self.bias_act, self.down, self.act, self.gain = (
+            ops.conv2d_resample,
+            ops.bias_act,
+            down,
+            act,
+            gain,
+        )
         self.weight = normal(after, before, kernel, kernel)
         self.bias = None if act is None else nn.Parameter(torch.zeros(after))
 
@@ -127,7 +133,11 @@ class StyleGAN3Generator(nn.Module):
         super().__init__()
         self.mapping, self.filtered_lrelu = Mapping(ops), ops.filtered_lrelu
         points = torch.linspace(-0.5, 0.5, 16)
-        phases = 2 * math.pi * (4 * torch.randn(channels[0], 2) @ torch.cartesian_prod(points, points).T + torch.rand(channels[0], 1))
+        phases = (
+            2
+            * math.pi
+            * (4 * torch.randn(channels[0], 2) @ torch.cartesian_prod(points, points).T + torch.rand(channels[0], 1))
+        )
         self.register_buffer("features", phases.sin().reshape(1, -1, 16, 16))
         self.layers = nn.ModuleList(Modulated(ops, a, b, padding=2) for a, b in pairwise(channels))
         self.ups = ups

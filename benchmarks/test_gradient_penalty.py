@@ -187,7 +187,16 @@ NORMS = {"layer_norm": layer_norm_of_images, "group_norm": lambda channels, size
 def prepare_resnet(device, norm, layout):
     """A norm bends: the double backward has two further passes, six in all."""
     shape, goals = (16, 3, 32, 32), {"stock": 1.5}
-    return prepare(lambda: resnet_critic(NORMS[norm]), shape, layout, device, ours_gp, stock_gp, piecewise_linear=False, goals=goals)
+    return prepare(
+        lambda: resnet_critic(NORMS[norm]),
+        shape,
+        layout,
+        device,
+        ours_gp,
+        stock_gp,
+        piecewise_linear=False,
+        goals=goals,
+    )
 
 
 @case("gankernels", "stock", norm=("layer_norm",), layout=LAYOUTS)
@@ -203,7 +212,9 @@ def test_gradient_penalty_resnet_full(device, norm, layout):
 @case("gankernels", "stock")
 def test_gradient_penalty_attention(device):
     shape, goals = (4, 3, 128, 128), {"stock": 1.0}
-    return prepare(attention_critic, shape, "nchw", device, ours_gp, stock_gp_by_math, piecewise_linear=False, goals=goals)
+    return prepare(
+        attention_critic, shape, "nchw", device, ours_gp, stock_gp_by_math, piecewise_linear=False, goals=goals
+    )
 
 
 @case(*VARIANTS, *COMPILED, tier="full")

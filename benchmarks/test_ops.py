@@ -108,17 +108,23 @@ def prepare(device, op, shape, dtype, layout, mode, compiled=False, fresh_pages=
         of_stock, truth = stock(*inputs[0]), exact(*in_double(inputs[0]))
         assert_accurate(results, of_stock, truth, f"{op}, {mode}")
         for name, form in theirs.items():  # they may round in their own way, but compute the same
-            assert_accurate(form(*inputs[0]), of_stock, truth, f"{op}, {mode}, {name}", max(2**-12, torch.finfo(DTYPES[dtype]).eps))
+            assert_accurate(
+                form(*inputs[0]), of_stock, truth, f"{op}, {mode}, {name}", max(2**-12, torch.finfo(DTYPES[dtype]).eps)
+            )
         if device == "cpu":
             keep_pages(not fresh_pages)
 
     variants = {OURS: rotating(ours), "stock": rotating(stock), "reference": rotating(exact)}
     if compiled:
-        variants["stock_compiled"] = rotating(differentiated(torch.compile(stock_of(spec, mode), dynamic=False), spec, mode))
+        variants["stock_compiled"] = rotating(
+            differentiated(torch.compile(stock_of(spec, mode), dynamic=False), spec, mode)
+        )
     theirs = {name: differentiated(form, spec, mode) for name, form in peers.forms(spec.peers).items()}
     variants |= {name: rotating(form) for name, form in theirs.items()}
     variants["floor"] = copy_of(size, device, nbytes(results) if fresh_pages else 0)
-    goals = {"stock": 1.0} | ({"floor": 0.85} if device == "cuda" and mode == FORWARD else {}) | spec.goals.get(mode, {})
+    goals = (
+        {"stock": 1.0} | ({"floor": 0.85} if device == "cuda" and mode == FORWARD else {}) | spec.goals.get(mode, {})
+    )
     return Workload(variants, check, bytes=size, goals=goals)
 
 

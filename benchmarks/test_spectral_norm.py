@@ -93,7 +93,9 @@ def prepare(network, direction, device, compiled=False):
 
     ours_models, stock_models = rotated(ours, device), rotated(stock, device)
     their_models = {name: rotated(lambda: form(plain), device) for name, form in peers.forms(PEERS).items()}
-    variants = {"gankernels": run(ours_models), "stock": run(stock_models)} | {name: run(m) for name, m in their_models.items()}
+    variants = {"gankernels": run(ours_models), "stock": run(stock_models)} | {
+        name: run(m) for name, m in their_models.items()
+    }
     if compiled:
         variants["stock_compiled"] = run([torch.compile(stock_models[0])])
     bytes_moved = size * (4 if direction == "forward" else 8)
@@ -114,6 +116,8 @@ def test_spectral_norm(device, network, direction):
     return prepare(network, direction, device)
 
 
-@case("gankernels", "stock", "stock_compiled", "floor", tier="full", network=["sngan32"], direction=["forward_backward"])
+@case(
+    "gankernels", "stock", "stock_compiled", "floor", tier="full", network=["sngan32"], direction=["forward_backward"]
+)
 def test_spectral_norm_compiled(device, network, direction):
     return prepare(network, direction, device, compiled=True)

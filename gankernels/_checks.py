@@ -39,7 +39,9 @@ def check_like(op: str, name: str, value, like_name: str, like: torch.Tensor) ->
     """Same shape, dtype and device as another argument."""
     check_tensor(op, name, value)
     if value.shape != like.shape:
-        raise ValueError(f"gankernels.{op}: {name} must have the shape of {like_name}, {shape(like)}, got {shape(value)}.")
+        raise ValueError(
+            f"gankernels.{op}: {name} must have the shape of {like_name}, {shape(like)}, got {shape(value)}."
+        )
     if value.dtype != like.dtype:
         raise TypeError(
             f"gankernels.{op}: {name} must have the dtype of {like_name}, {str(like.dtype)[6:]}, got {str(value.dtype)[6:]}."

@@ -28,7 +28,12 @@ def workload(check=lambda: None):
 
 def rows(settings, title, ratio=None):
     measured = settings.measured(title, workload)
-    about = {"case": title, "tier": "quick", "command": f"pytest benchmarks/test_ops.py -k '{title}'", **settings.environment}
+    about = {
+        "case": title,
+        "tier": "quick",
+        "command": f"pytest benchmarks/test_ops.py -k '{title}'",
+        **settings.environment,
+    }
     found = [measured.row(variant) | about | {"variant": variant} for variant in ("gankernels", "stock")]
     if ratio is not None:
         found[0]["ratio"] = ratio
@@ -97,7 +102,11 @@ def test_a_later_change_that_slows_something_down_is_seen(settings, tmp_path):
         (path,) = report.merge(found, tmp_path / folder)
     files = [str(tmp_path / folder / path.name) for folder in ("before", "after")]
     found = python("-m", "benchmarks.report", "--compare", *files)
-    assert found.returncode == 1 and "SLOWER   slowed: 2.00 to 1.50 times stock" in found.stdout and "same" not in found.stdout
+    assert (
+        found.returncode == 1
+        and "SLOWER   slowed: 2.00 to 1.50 times stock" in found.stdout
+        and "same" not in found.stdout
+    )
     found = python("-m", "benchmarks.report", "--compare", *files, "--threshold", 0.5)
     assert found.returncode == 0 and "nothing changed" in found.stdout
 

@@ -60,5 +60,11 @@ def test_missing_extension_is_named(tmp_path):
 
 def test_bug_report_lists_every_op():
     run = subprocess.run([sys.executable, "-m", "gankernels"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for word in ("torch " + torch.__version__, "grad_norm_penalty", "spectral_normalize", "clip_weights_", "fast_convolution"):
+    for word in (
+        "torch " + torch.__version__,
+        "grad_norm_penalty",
+        "spectral_normalize",
+        "clip_weights_",
+        "fast_convolution",
+    ):
         assert word in run.stdout

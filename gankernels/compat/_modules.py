@@ -80,8 +80,6 @@ class Conv2dGradfix(ModuleType):
         with self._routed():
             return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
 
-    def conv_transpose2d(
-        self, input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1
-    ):
+    def conv_transpose2d(self, input, weight, bias=None, stride=1, padding=0, output_padding=0, groups=1, dilation=1):
         with self._routed():
             return F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)

@@ -1,7 +1,7 @@
 """The modulated convolution of lucidrains' stylegan2-pytorch, whose styles count from 1.
 
-    import gankernels.compat.lucidrains
-    stylegan2_pytorch.stylegan2_pytorch.Conv2DMod = gankernels.compat.lucidrains.Conv2DMod
+import gankernels.compat.lucidrains
+stylegan2_pytorch.stylegan2_pytorch.Conv2DMod = gankernels.compat.lucidrains.Conv2DMod
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The ops of the StyleGAN2-ADA code base: those of `stylegan3`, and the form that its modulated convolution has.
 
-    import gankernels.compat.stylegan2_ada
-    gankernels.compat.stylegan2_ada.install()
-    training.networks.modulated_conv2d = gankernels.compat.stylegan2_ada.modulated_conv2d
+import gankernels.compat.stylegan2_ada
+gankernels.compat.stylegan2_ada.install()
+training.networks.modulated_conv2d = gankernels.compat.stylegan2_ada.modulated_conv2d
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The ops of rosinality's stylegan2-pytorch and of the many code bases that vendor its `op` folder, in both of its generations.
 
-    import gankernels.compat.stylegan2_pytorch
-    gankernels.compat.stylegan2_pytorch.install()                        # from op import FusedLeakyReLU, upfirdn2d, …
-    gankernels.compat.stylegan2_pytorch.install("models.stylegan2.op")   # the same under another name
+import gankernels.compat.stylegan2_pytorch
+gankernels.compat.stylegan2_pytorch.install()                        # from op import FusedLeakyReLU, upfirdn2d, …
+gankernels.compat.stylegan2_pytorch.install("models.stylegan2.op")   # the same under another name
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class FusedLeakyReLU(gk.nn.FusedLeakyReLU):
     def __init__(self, channel, bias=True, negative_slope=None, scale=None):
         if not isinstance(bias, bool):
             bias, negative_slope, scale = True, bias, negative_slope if scale is None else scale
-        super().__init__(channel, bias, 0.2 if negative_slope is None else negative_slope, 2**0.5 if scale is None else scale)
+        super().__init__(
+            channel, bias, 0.2 if negative_slope is None else negative_slope, 2**0.5 if scale is None else scale
+        )
 
 
 def upfirdn2d(input, kernel, up=1, down=1, pad=(0, 0)):

@@ -91,11 +91,15 @@ def scaled_dot_product_attention(
     """
     op = "scaled_dot_product_attention"
     if attn_mask is not None:
-        raise NotImplementedError(f"gankernels.{op}: attn_mask must be None, got {type(attn_mask).__name__}; is_causal is the only mask.")
+        raise NotImplementedError(
+            f"gankernels.{op}: attn_mask must be None, got {type(attn_mask).__name__}; is_causal is the only mask."
+        )
     for name, t in (("q", q), ("k", k), ("v", v)):
         check_tensor(op, name, t)
         if t.dtype != q.dtype:
-            raise TypeError(f"gankernels.{op}: {name} must have the dtype of q, {str(q.dtype)[6:]}, got {str(t.dtype)[6:]}.")
+            raise TypeError(
+                f"gankernels.{op}: {name} must have the dtype of q, {str(q.dtype)[6:]}, got {str(t.dtype)[6:]}."
+            )
         if t.device != q.device:
             raise ValueError(f"gankernels.{op}: {name} must be on the device of q, {q.device}, got {t.device}.")
     if not fits(q, k, v):

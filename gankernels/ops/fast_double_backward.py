@@ -197,7 +197,10 @@ def _adaptive_avg_pool2d(input, output_size):
     size = _tuple(output_size, 2)
     if input.dim() != 4 or None in size:
         return NotImplemented
-    if size == [1, 1]:  # as stock does it, without its as_strided of the result, in which a reader of the graph sees no rows
+    if size == [
+        1,
+        1,
+    ]:  # as stock does it, without its as_strided of the result, in which a reader of the graph sees no rows
         return input.mean((2, 3), keepdim=True)
     return _op.fast_adaptive_avg_pool2d.default(input, size)
 
@@ -212,7 +215,13 @@ def _adaptive_max_pool2d(input, output_size, return_indices=False):
 
 @_route(F.interpolate)
 def _interpolate(
-    input, size=None, scale_factor=None, mode="nearest", align_corners=None, recompute_scale_factor=None, antialias=False
+    input,
+    size=None,
+    scale_factor=None,
+    mode="nearest",
+    align_corners=None,
+    recompute_scale_factor=None,
+    antialias=False,
 ):
     """By area, which is adaptive pooling; stock's other modes waste nothing."""
     if mode != "area" or size is None or align_corners is not None or antialias or recompute_scale_factor is not None:

@@ -69,9 +69,7 @@ def gelu_bwd_kernel(grad_ptr, x_ptr, out_ptr, size, TANH: tl.constexpr, BLOCK: t
 
 
 @jit
-def gelu_bwd_bwd_kernel(
-    v_ptr, grad_ptr, x_ptr, grad_out_ptr, x_out_ptr, size, TANH: tl.constexpr, BLOCK: tl.constexpr
-):
+def gelu_bwd_bwd_kernel(v_ptr, grad_ptr, x_ptr, grad_out_ptr, x_out_ptr, size, TANH: tl.constexpr, BLOCK: tl.constexpr):
     at, mask = block(size, BLOCK)
     x, grad, v = load(x_ptr, at, mask), load(grad_ptr, at, mask), load(v_ptr, at, mask)
     value, slope, x_bend = distribution(x, TANH)
@@ -143,9 +141,7 @@ def _bwd_bwd_fake(grad_grad, grad, x, tanh_form):
     return torch.empty_like(_dense(x)), torch.empty_like(_dense(x))
 
 
-register(
-    "gelu", fake=_fake, backward=_backward, setup_context=_setup_context, cuda=_gelu_triton, keeps_rows=True
-)
+register("gelu", fake=_fake, backward=_backward, setup_context=_setup_context, cuda=_gelu_triton, keeps_rows=True)
 register("gelu_bwd", fake=_bwd_fake, backward=_bwd_backward, setup_context=_setup_context, cuda=_gelu_bwd_triton)
 register("gelu_bwd_bwd", fake=_bwd_bwd_fake, cuda=_gelu_bwd_bwd_triton)
 

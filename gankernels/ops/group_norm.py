@@ -243,7 +243,10 @@ def channel_sums_kernel(
         x_hat = (wide(tl.load(x_ptr + at, inside, other=0.0)) - tl.load(mean_ptr + group, inside, other=0.0)) * rstd
         grad = wide(tl.load(grad_ptr + at, inside, other=0.0))
         if SECOND:
-            v = wide(tl.load(v_ptr + at, inside, other=0.0)) - tl.load(means_ptr + group * 7 + 3, inside, other=0.0) * x_hat
+            v = (
+                wide(tl.load(v_ptr + at, inside, other=0.0))
+                - tl.load(means_ptr + group * 7 + 3, inside, other=0.0) * x_hat
+            )
             if CENTRE:
                 v -= tl.load(means_ptr + group * 7 + 2, inside, other=0.0)
             product += grad * rstd * v
@@ -258,7 +261,9 @@ def channel_sums_kernel(
 
 # --- launch ---
 
-_CHUNK = 8 * BLOCK  # elements of a group that a program sums up: few enough to come from the cache when they are read again
+_CHUNK = (
+    8 * BLOCK
+)  # elements of a group that a program sums up: few enough to come from the cache when they are read again
 _MOST_PARTS = 64  # into which a channel's pixels are cut
 _CHANNELS = 64  # of a block of rows: whole cache lines in every dtype
 
@@ -276,7 +281,10 @@ def _per_group(kernel, tensors, x, groups, sums, *constants):
     groups, per_group, pixels, rows = _dimensions(x, groups)
     chunks = triton.cdiv(per_group * pixels, _CHUNK)
     shape = (x.shape[0] * groups, chunks, *sums)
-    out = [torch.empty(shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device) for _ in range(2 - len(sums))]
+    out = [
+        torch.empty(shape, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+        for _ in range(2 - len(sums))
+    ]
     kernel[(shape[0] * chunks,)](*tensors, *out, groups, per_group, pixels, _CHUNK, chunks, rows,
                                  not rows or groups == 1 or pixels == 1, BLOCK)  # fmt: skip
     return out
@@ -475,7 +483,9 @@ def group_norm(
 def _check_trailing(op, x, normalized_shape):
     sizes = normalized_shape if isinstance(normalized_shape, (tuple, list)) else (normalized_shape,)
     if any(isinstance(size, bool) or not isinstance(size, int) for size in sizes):
-        raise TypeError(f"gankernels.{op}: normalized_shape must be an integer or integers, got {got(normalized_shape)}.")
+        raise TypeError(
+            f"gankernels.{op}: normalized_shape must be an integer or integers, got {got(normalized_shape)}."
+        )
     normalized_shape = tuple(sizes)
     check_tensor(op, "x", x)
     if not normalized_shape or tuple(x.shape[-len(normalized_shape) :]) != normalized_shape or x.numel() == 0:

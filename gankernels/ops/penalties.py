@@ -13,7 +13,16 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from .._checks import check_batch, check_callable, check_flags, check_generator, check_like, check_number, check_tensor, shape
+from .._checks import (
+    check_batch,
+    check_callable,
+    check_flags,
+    check_generator,
+    check_like,
+    check_number,
+    check_tensor,
+    shape,
+)
 from .fast_double_backward import fast_double_backward
 from .interpolate import between
 
@@ -31,7 +40,9 @@ def _score(op: str, outputs, output) -> torch.Tensor:
         outputs = output(outputs)
     elif output is not None:
         if isinstance(output, bool) or not isinstance(output, (int, str)):
-            raise TypeError(f"gankernels.{op}: output must be an index, a key or a callable, got {type(output).__name__}.")
+            raise TypeError(
+                f"gankernels.{op}: output must be an index, a key or a callable, got {type(output).__name__}."
+            )
         try:
             if isinstance(outputs, torch.Tensor):  # an index would take a sample
                 raise TypeError
@@ -77,7 +88,9 @@ def _differentiable_score(op, critic, x, critic_args, critic_kwargs, output):
         raise TypeError(f"gankernels.{op}: the critic's score must be real, got {str(score.dtype)[6:]}.")
     if not torch.compiler.is_compiling():
         if score is x or score._is_view() and score._base is x:
-            raise RuntimeError(f"gankernels.{op}: critic must compute its score, and it returned its input or a view of it.")
+            raise RuntimeError(
+                f"gankernels.{op}: critic must compute its score, and it returned its input or a view of it."
+            )
         if "torch._dynamo" in sys.modules and _op.compiled_between(score, x):
             # PyTorch 2.11 would return a gradient without a graph and lose the penalty in silence
             raise RuntimeError(
@@ -305,7 +318,9 @@ def path_length_penalty(
         raise TypeError(f"gankernels.{op}: mean_length must be a tensor of one element, updated in place, got {got}.")
     check_tensor(op, "mean_length", mean_length)
     if mean_length.device != w.device:
-        raise ValueError(f"gankernels.{op}: mean_length must be on the device of w, {w.device}, got {mean_length.device}.")
+        raise ValueError(
+            f"gankernels.{op}: mean_length must be on the device of w, {w.device}, got {mean_length.device}."
+        )
     check_callable(op, "synthesis", synthesis, synthesis_args, synthesis_kwargs)
     check_generator(op, generator)
     check_flags(op, return_lengths=return_lengths)

@@ -181,7 +181,9 @@ def setup_filter(
     if separable is not None:
         check_flags(op, separable=separable)
     if device is not None and not isinstance(device, (torch.device, str)):
-        raise TypeError(f"gankernels.{op}: device must be a torch.device, its name or None, got {type(device).__name__}.")
+        raise TypeError(
+            f"gankernels.{op}: device must be a torch.device, its name or None, got {type(device).__name__}."
+        )
     check_gain(op, gain)
     f = taps(op, "f", 1 if f is None else f, device)
     f = f.reshape(1) if f.dim() == 0 else f

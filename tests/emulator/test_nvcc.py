@@ -11,7 +11,13 @@ import pytest
 CUDA = harness.ROOT / "csrc" / "cuda"
 SOURCES = sorted(CUDA.glob("*.cu"))
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
-WIDE_LOADS = ("clip_weights_kernel", "rmsprop_kernel", "adam_kernel", "spectral_normalize_kernel", "spectral_normalize_bwd")
+WIDE_LOADS = (
+    "clip_weights_kernel",
+    "rmsprop_kernel",
+    "adam_kernel",
+    "spectral_normalize_kernel",
+    "spectral_normalize_bwd",
+)
 
 
 def tool(name):

@@ -144,7 +144,9 @@ def test_bad_tensors(bad, error, sentence):
 
 
 def test_neither_a_module_nor_tensors():
-    with pytest.raises(TypeError, match=r"^gankernels\.clip_weights_: module_or_tensors must be a module or tensors, got float"):
+    with pytest.raises(
+        TypeError, match=r"^gankernels\.clip_weights_: module_or_tensors must be a module or tensors, got float"
+    ):
         gk.clip_weights_(3.0, C)
 
 

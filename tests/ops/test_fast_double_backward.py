@@ -368,7 +368,10 @@ def test_autocast_runs_in_low_precision_and_casts_back():
     results = []
     for mode in (gk.fast_double_backward, torch.autograd.set_detect_anomaly):
         xs = x.clone().requires_grad_()
-        with torch.autocast("cpu", dtype=torch.bfloat16), mode() if mode is gk.fast_double_backward else torch.enable_grad():
+        with (
+            torch.autocast("cpu", dtype=torch.bfloat16),
+            mode() if mode is gk.fast_double_backward else torch.enable_grad(),
+        ):
             y = model(xs)
         dtypes.append(y.dtype)
         results.append(torch.autograd.grad(y.float().sum(), [xs, *model.parameters()]))
@@ -415,7 +418,9 @@ def test_a_network_it_does_not_know_stays_right():
         assert (a is None and b is None) or torch.allclose(a, b, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(("kernel", "padding", "groups", "size"), [(3, 1, 1, 8), (3, 0, 2, 9), (4, 1, 1, 8), (5, 2, 4, 7)])
+@pytest.mark.parametrize(
+    ("kernel", "padding", "groups", "size"), [(3, 1, 1, 8), (3, 0, 2, 9), (4, 1, 1, 8), (5, 2, 4, 7)]
+)
 def test_the_mean_of_a_convolution_is_a_strided_convolution(kernel, padding, groups, size):
     layers = nn.Sequential(nn.Conv2d(4, 4, kernel, padding=padding, groups=groups), nn.AvgPool2d(2)).double()
     x = torch.randn(2, 4, size, size, dtype=torch.float64, requires_grad=True)

@@ -93,7 +93,9 @@ def test_equals_stock_to_second_order(name, layout):
         ours = penalty_and_gradients(routed(layer), layer, x)
     kernel = "group_norm" if "norm" in name else name.split("_")[0] if name[:4] in ("gelu", "atte") else "bias_act"
     assert {kernel, f"{kernel}_bwd", f"{kernel}_bwd_bwd"} <= set(calls.names()), "not routed"
-    if name not in ("rms_norm", "instance_norm2d") and not name.endswith("images"):  # of these only one side keeps channels_last
+    if name not in ("rms_norm", "instance_norm2d") and not name.endswith(
+        "images"
+    ):  # of these only one side keeps channels_last
         assert ours[0].stride() == stock[0].stride()
     for a, b in zip(ours, stock, strict=True):
         a = torch.zeros_like(b) if a is None and b is not None else a
@@ -139,10 +141,14 @@ class Critic(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.LayerNorm((8, 8, 8)), nn.LeakyReLU(0.2), nn.BatchNorm2d(8))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1), nn.LayerNorm((8, 8, 8)), nn.LeakyReLU(0.2), nn.BatchNorm2d(8)
+        )
         self.stem[3].running_mean.normal_()
         self.stem[3].eval()
-        self.block = nn.Sequential(nn.GroupNorm(1, 8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.InstanceNorm2d(8, affine=True))
+        self.block = nn.Sequential(
+            nn.GroupNorm(1, 8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.InstanceNorm2d(8, affine=True)
+        )
         self.norm, self.to_qkv, self.head = nn.RMSNorm(8), nn.Linear(8, 24), nn.Linear(8, 1)
 
     def forward(self, x):
@@ -172,7 +178,10 @@ def test_penalty_of_a_critic_equals_stock(layout):
     with torch._dynamo.config.patch(trace_autograd_ops=True):
         for function in (ours, torch.compile(ours, fullgraph=True, backend="aot_eager")):
             penalty = function()
-            got = (penalty.detach(), *torch.autograd.grad(penalty, parameters, allow_unused=True, materialize_grads=True))
+            got = (
+                penalty.detach(),
+                *torch.autograd.grad(penalty, parameters, allow_unused=True, materialize_grads=True),
+            )
             for a, b in zip(got, want, strict=True):
                 assert (a - b).abs().max() <= 1e-10 * max(1, b.abs().max())
 

@@ -107,7 +107,10 @@ X, GRID = torch.ones(2, 3, 4, 4), torch.zeros(2, 5, 5, 2)
         (lambda: gk.grid_sample(X.long(), GRID), "x must be float64, .* got int64"),
         (lambda: gk.grid_sample(X[0], GRID), r"x must have shape \(N, C, H, W\) .* got \(3, 4, 4\)"),
         (lambda: gk.grid_sample(X[..., :0], GRID), r"no empty samples, got \(2, 3, 4, 0\)"),
-        (lambda: gk.grid_sample(X, GRID[:1]), r"grid must have shape \(N, H_out, W_out, 2\) with N = 2, got \(1, 5, 5, 2\)"),
+        (
+            lambda: gk.grid_sample(X, GRID[:1]),
+            r"grid must have shape \(N, H_out, W_out, 2\) with N = 2, got \(1, 5, 5, 2\)",
+        ),
         (lambda: gk.grid_sample(X, GRID.to("meta")), "grid must be on the device of x, cpu, got meta"),
         (lambda: gk.grid_sample(X, GRID, "wrap"), "padding_mode must be one of zeros, border, reflection, got 'wrap'"),
         (lambda: gk.fma(X, X, 1.0), "c must be a tensor, got float"),

@@ -21,7 +21,9 @@ def test_minibatch_stddev_appends_each_groups_statistic(device):
 
 
 def test_minibatch_discrimination_is_that_of_the_product(device):
-    x, T = (torch.randn(shape, dtype=torch.float64, device=device, requires_grad=True) for shape in ((4, 3, 2), (6, 5, 3)))
+    x, T = (
+        torch.randn(shape, dtype=torch.float64, device=device, requires_grad=True) for shape in ((4, 3, 2), (6, 5, 3))
+    )
     y = gk.minibatch_discrimination(x, T)
     torch.testing.assert_close(y, gk.reference.minibatch_discrimination(x, T))
     alone = gk.minibatch_discrimination(x[:1], T)

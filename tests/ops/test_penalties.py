@@ -30,7 +30,10 @@ class ResBlock(nn.Module):
     def __init__(self, channels, size):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm([channels, size, size]), nn.LayerNorm([channels, size, size])
-        self.conv1, self.conv2 = nn.Conv2d(channels, channels, 3, padding=1), nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv1, self.conv2 = (
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
         self.skip = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x):
@@ -168,7 +171,9 @@ def test_the_norm_is_taken_per_sample_over_all_other_dimensions():
     def critic(x):
         return x.flatten(1).sum(1) * torch.tensor([1.0, 2.0])
 
-    penalty, norms = gk.gradient_penalty(critic_with_parameter(critic), *[torch.randn(2, 3, 2, 2)] * 2, return_norms=True)
+    penalty, norms = gk.gradient_penalty(
+        critic_with_parameter(critic), *[torch.randn(2, 3, 2, 2)] * 2, return_norms=True
+    )
     want = torch.tensor([1.0, 2.0]) * math.sqrt(12)
     assert torch.allclose(norms, want) and torch.allclose(penalty, 10 * (want - 1).square().mean())
     assert not norms.requires_grad
@@ -307,7 +312,9 @@ def test_nan_in_gives_nan_out(activation):
 
 def test_an_index_into_scores_is_refused():
     """It would take a sample, and leave the others without a penalty."""
-    with pytest.raises(ValueError, match="gankernels.r1_penalty: output must name one of what the critic returned, got 0 for Tensor"):
+    with pytest.raises(
+        ValueError, match="gankernels.r1_penalty: output must name one of what the critic returned, got 0 for Tensor"
+    ):
         gk.r1_penalty(LINEAR, torch.randn(3, 4), output=0)
 
 
@@ -424,5 +431,7 @@ def test_bad_input_gets_one_sentence(name):
 
 
 def test_the_registered_convolution_checks_too():
-    with pytest.raises(RuntimeError, match="gankernels.fast_convolution: input must have 4 dimensions, batch first, got"):
+    with pytest.raises(
+        RuntimeError, match="gankernels.fast_convolution: input must have 4 dimensions, batch first, got"
+    ):
         torch.ops.gankernels.fast_convolution(X, torch.ones(1, 1, 1, 1), None, [1], [0], [1], False, [0], 1)

@@ -47,7 +47,9 @@ def double(args):
 
 def relative_error(got, want):
     """The largest error, of the largest value."""
-    return (got.double() - want.double()).abs().max().item() / max(1e-30, want.abs().max().item()) if got.numel() else 0.0
+    return (
+        (got.double() - want.double()).abs().max().item() / max(1e-30, want.abs().max().item()) if got.numel() else 0.0
+    )
 
 
 def assert_close(got, want, tolerance):

@@ -20,7 +20,9 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 F, B, D = "*fp32", "*bf16", "*fp64"
 
 
-@pytest.mark.parametrize("family", sorted({FAMILY[s.name] for s in SPECS if any(s.name.startswith(n) for n in LAUNCHERS)}))
+@pytest.mark.parametrize(
+    "family", sorted({FAMILY[s.name] for s in SPECS if any(s.name.startswith(n) for n in LAUNCHERS)})
+)
 def test_interpreted_in_a_process_of_its_own(family):
     file = Path(__file__).with_name("test_triton_interpreted.py")
     run = subprocess.run(
@@ -53,9 +55,13 @@ def test_compiles_ahead_of_time(name, pointer, capability, integer, tmp_path):
     ptx = compiled.asm["ptx"]
     assert ".local" not in ptx, "an array went to local memory"
     if KERNELS[name].streams:
-        assert any(f"ld.global{cache}.{wide}" in ptx for cache in ("", ".nc") for wide in ("v4.b32", "v2.b64")), "128-bit loads"
+        assert any(f"ld.global{cache}.{wide}" in ptx for cache in ("", ".nc") for wide in ("v4.b32", "v2.b64")), (
+            "128-bit loads"
+        )
     (tmp_path / "kernel.cubin").write_bytes(compiled.asm["cubin"])
-    usage = subprocess.run([CUOBJDUMP, "-res-usage", tmp_path / "kernel.cubin"], capture_output=True, text=True, check=True)
+    usage = subprocess.run(
+        [CUOBJDUMP, "-res-usage", tmp_path / "kernel.cubin"], capture_output=True, text=True, check=True
+    )
     assert "STACK:0" in usage.stdout and "LOCAL:0" in usage.stdout, f"registers spilled: {usage.stdout}"
 
 

@@ -68,7 +68,9 @@ def test_offsets_have_64_bits(name, monkeypatch):
 
     def narrow(self, left, right, op):
         result = binary_op(self, left, right, op)
-        assert result.data.dtype != np.int32 or np.abs(result.data).max() < limit, f"{op.__name__} of 32-bit integers overflows"
+        assert result.data.dtype != np.int32 or np.abs(result.data).max() < limit, (
+            f"{op.__name__} of 32-bit integers overflows"
+        )
         return result
 
     monkeypatch.setattr(InterpreterBuilder, "binary_op", narrow)

@@ -402,7 +402,9 @@ def test_damaged_images_are_refused_by_name_or_skipped_with_their_number(kind, s
     expected = (
         f"{path}/dogs/2.png {said}" if at_fetch else f"1 of the 10 images in {path} cannot be taken: dogs/2.png {said}"
     )
-    assert sentence.startswith(expected) and (at_fetch or sentence.endswith("; damaged=skip (--data-options damaged=skip) leaves them out."))
+    assert sentence.startswith(expected) and (
+        at_fetch or sentence.endswith("; damaged=skip (--data-options damaged=skip) leaves them out.")
+    )
     assert capsys.readouterr().err == ""
 
     data = ganzoo.data.open(str(path), store=store, damaged="skip")

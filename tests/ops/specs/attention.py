@@ -61,14 +61,23 @@ X = torch.ones(2, 3, 4)
 _BAD = {
     "list": (lambda: gk.scaled_dot_product_attention([1.0], X, X), "q must be a tensor, got list"),
     "integers": (lambda: gk.scaled_dot_product_attention(X.int(), X, X), "q must be float64, .* got int32"),
-    "dtypes": (lambda: gk.scaled_dot_product_attention(X, X.double(), X), "k must have the dtype of q, float32, got float64"),
-    "features": (lambda: gk.scaled_dot_product_attention(X, X[..., :3], X), r"q, k, v must have shapes .*got \(2, 3, 4\), \(2, 3, 3\)"),
+    "dtypes": (
+        lambda: gk.scaled_dot_product_attention(X, X.double(), X),
+        "k must have the dtype of q, float32, got float64",
+    ),
+    "features": (
+        lambda: gk.scaled_dot_product_attention(X, X[..., :3], X),
+        r"q, k, v must have shapes .*got \(2, 3, 4\), \(2, 3, 3\)",
+    ),
     "tokens": (lambda: gk.scaled_dot_product_attention(X, X, X[:, :2]), "q, k, v must have shapes"),
     "mask": (lambda: gk.scaled_dot_product_attention(X, X, X, X), "attn_mask must be None"),
     "scale": (lambda: gk.scaled_dot_product_attention(X, X, X, scale="1"), "scale must be a finite number, got str"),
     "raw": (lambda: _op.attention(X, X[:1], X, False, 1.0), "q, k, v must have shapes"),
     "raw_grad": (lambda: _op.attention_bwd(X[:1], X, X, X, X, X[..., 0], False, 1.0), "grad must have shape"),
-    "raw_grad_grad": (lambda: _op.attention_bwd_bwd(X, X[:1], X, X, X, X, X, False, 1.0), "grad_grad_k must have shape"),
+    "raw_grad_grad": (
+        lambda: _op.attention_bwd_bwd(X, X[:1], X, X, X, X, X, False, 1.0),
+        "grad_grad_k must have shape",
+    ),
 }
 
 SPECS = [

@@ -172,7 +172,12 @@ _ALL = ("scale", "noise", "b")
 
 # StyleGAN2's layers; the epilogue of its modulated convolutions has all of the arguments
 _REAL = {
-    "lrelu": {"stylegan2_64": (4, 512, 64, 64), "stylegan2_256": (2, 128, 256, 256), "stylegan2_1024": (1, 32, 1024, 1024), "mapping": (64, 512)},
+    "lrelu": {
+        "stylegan2_64": (4, 512, 64, 64),
+        "stylegan2_256": (2, 128, 256, 256),
+        "stylegan2_1024": (1, 32, 1024, 1024),
+        "mapping": (64, 512),
+    },
     "all_lrelu": {"stylegan2_64": (4, 512, 64, 64), "stylegan2_256": (2, 128, 256, 256)},
 }
 

@@ -79,7 +79,10 @@ _PENALTY_BAD = {
     "empty": (lambda: gk.grad_norm_penalty(X[:0]), "grads must have shape .* got .0, 4."),
     "scalar": (lambda: gk.grad_norm_penalty(X[0, 0]), "grads must have shape .* got .."),
     "raw_empty": (lambda: _op.grad_norm_penalty(X[:0], 1.0, False), "grads must have shape"),
-    "raw_norms": (lambda: _op.grad_norm_penalty_bwd(NORMS[0], X, NORMS[:2], 1.0, False), "norms must be Float of shape"),
+    "raw_norms": (
+        lambda: _op.grad_norm_penalty_bwd(NORMS[0], X, NORMS[:2], 1.0, False),
+        "norms must be Float of shape",
+    ),
     "raw_grad": (lambda: _op.grad_norm_penalty_bwd(NORMS, X, NORMS, 1.0, False), "grad must be a Float scalar"),
     "raw_grad_grads": (
         lambda: _op.grad_norm_penalty_bwd_bwd(X[:2], NORMS[0], X, NORMS, 1.0, False),
@@ -99,7 +102,11 @@ SPECS = [
             bad={} if suffix else _PENALTY_BAD,
             real={} if suffix else {"image64": (64, 3, 64, 64), "image256": (64, 3, 256, 256), "signal": (16, 1, 8192)},
         )
-        for suffix, target, one_sided in (("", True, False), ("_one_sided", True, True), ("_zero_centred", False, False))
+        for suffix, target, one_sided in (
+            ("", True, False),
+            ("_one_sided", True, True),
+            ("_zero_centred", False, False),
+        )
     ),
     *(
         Spec(

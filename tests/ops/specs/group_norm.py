@@ -109,10 +109,16 @@ _BAD = {
     "weight_dtype": (lambda: gk.group_norm(X, 2, C.double()), "weight must have x's dtype or float32, got float64"),
     "bias": (lambda: gk.layer_norm(X, 5, bias=C), r"bias must have shape \(5,\), got \(4,\)"),
     "eps": (lambda: gk.rms_norm(X, 5, eps=-1.0), "eps must be a finite number >= 0, got -1.0"),
-    "normalized_shape": (lambda: gk.layer_norm(X, (4, 4)), r"x must end with the dimensions normalized_shape, \(4, 4\), .*"),
+    "normalized_shape": (
+        lambda: gk.layer_norm(X, (4, 4)),
+        r"x must end with the dimensions normalized_shape, \(4, 4\), .*",
+    ),
     "raw_vector": (lambda: _op.group_norm(C, None, None, 1, 1e-5, True), r"x must have shape \(N, C\) .* got \(4,\)"),
     "raw_groups": (lambda: _op.group_norm(X, None, None, 0, 1e-5, True), "groups must divide the 4 channels, got 0"),
-    "raw_weight": (lambda: _op.group_norm(X, C[:3], None, 2, 1e-5, True), r"weight must have shape \(C,\) = \(4,\), got"),
+    "raw_weight": (
+        lambda: _op.group_norm(X, C[:3], None, 2, 1e-5, True),
+        r"weight must have shape \(C,\) = \(4,\), got",
+    ),
     "raw_statistics": (
         lambda: _op.group_norm_bwd(X, X, None, _STATISTICS, _STATISTICS[:2], 2, True, True, True),
         r"rstd must be Float of shape \(N, G\) = \(3, 2\), got Float of shape \(2, 2\)",
@@ -177,7 +183,10 @@ _BOOLS = {"ROWS": False, "DENSE": True}
 KERNELS = {
     "group_moments": Kernel(group_norm.group_moments_kernel, lambda t, a: (t, a, a, *[INT] * 5), _BOOLS),
     "group_norm_rows": Kernel(
-        group_norm.group_norm_kernel, lambda t, a: (t, a, a, a, a, t, *[INT] * 3), {"ROWS": True, "DENSE": False}, streams=False
+        group_norm.group_norm_kernel,
+        lambda t, a: (t, a, a, a, a, t, *[INT] * 3),
+        {"ROWS": True, "DENSE": False},
+        streams=False,
     ),
     "group_norm": Kernel(group_norm.group_norm_kernel, lambda t, a: (t, a, a, a, a, t, *[INT] * 3), _BOOLS),
     "group_norm_bwd_sums": Kernel(

@@ -32,7 +32,10 @@ _INTERPOLATE_BAD = {
     "devices": (lambda: gk.interpolate(X, X.to("meta")), "fake must be on the device of real, cpu, got meta"),
     "empty": (lambda: gk.interpolate(X[:0], X[:0]), r"real must have shape \(N, ...\) with N >= 1, got \(0, 4\)"),
     "eps_number": (lambda: gk.interpolate(X, X, 1.5), r"eps must be a tensor or a number in \[0, 1\], got 1.5"),
-    "eps_shape": (lambda: gk.interpolate(X, X, EPS[:2]), r"eps must have one value per sample, shape \(3,\), got \(2,\)"),
+    "eps_shape": (
+        lambda: gk.interpolate(X, X, EPS[:2]),
+        r"eps must have one value per sample, shape \(3,\), got \(2,\)",
+    ),
     "eps_device": (lambda: gk.interpolate(X, X, EPS.to("meta")), "eps must be on the device of real, cpu, got meta"),
     "raw_shapes": (lambda: _op.interpolate(X, X[:2], EPS), "fake must have the shape of real"),
     "raw_eps": (lambda: _op.interpolate(X, X, EPS[:2]), r"eps must have shape \(N,\) = \(3,\), got \(2,\)"),

@@ -52,8 +52,14 @@ _BAD = {
     "device": (lambda: gk.minibatch_discrimination(X, T.to("meta")), "T must be on the device of x, cpu, got meta"),
     "raw_rank": (lambda: _op.minibatch_discrimination(X), r"m must have shape \(N, B, C\), got \(3, 4\)"),
     "raw_integers": (lambda: _op.minibatch_discrimination(M.long()), "expected a float64, float32, .* got Long"),
-    "raw_grad": (lambda: _op.minibatch_discrimination_bwd(X, M), r"grad must have shape \(N, B\) = \(3, 2\), got \(3, 4\)"),
-    "raw_grad_dtype": (lambda: _op.minibatch_discrimination_bwd(M[..., 0].double(), M), "grad must have the dtype of m"),
+    "raw_grad": (
+        lambda: _op.minibatch_discrimination_bwd(X, M),
+        r"grad must have shape \(N, B\) = \(3, 2\), got \(3, 4\)",
+    ),
+    "raw_grad_dtype": (
+        lambda: _op.minibatch_discrimination_bwd(M[..., 0].double(), M),
+        "grad must have the dtype of m",
+    ),
     "raw_grad_grad": (
         lambda: _op.minibatch_discrimination_bwd_bwd(M[:2], M[..., 0], M),
         "grad_grad must have the shape of m",

@@ -48,14 +48,20 @@ _BAD = {
     "no_pixels": (lambda: gk.minibatch_stddev(X[..., :0]), r"no empty samples, got \(4, 6, 2, 0\)"),
     "group": (lambda: gk.minibatch_stddev(X, group_size=3), "group_size must divide the batch of 4, got 3"),
     "group_zero": (lambda: gk.minibatch_stddev(X, group_size=0), "group_size must be an integer >= 1, got 0"),
-    "channels": (lambda: gk.minibatch_stddev(X, num_channels=4), "num_channels must be an integer that divides C = 6, got 4"),
+    "channels": (
+        lambda: gk.minibatch_stddev(X, num_channels=4),
+        "num_channels must be an integer that divides C = 6, got 4",
+    ),
     "channels_zero": (lambda: gk.minibatch_stddev(X, num_channels=0), "num_channels must be .* got 0"),
     "eps": (lambda: gk.minibatch_stddev(X, eps=0.0), "eps must be a finite number > 0, got 0.0"),
     "raw_group": (lambda: _op.minibatch_stddev(X, 3, 1, 0.1), "group_size must divide N = 4, got 3"),
     "raw_channels": (lambda: _op.minibatch_stddev(X, 2, 4, 0.1), "num_channels must divide C = 6, got 4"),
     "raw_eps": (lambda: _op.minibatch_stddev(X, 2, 1, -1.0), "eps must be > 0, got -1"),
     "raw_integers": (lambda: _op.minibatch_stddev(X.long(), 2, 1, 0.1), "expected a float64, float32, .* got Long"),
-    "raw_grad": (lambda: _op.minibatch_stddev_bwd(STATISTIC.T, X, 2, 1, 0.1), r"grad must have shape .* = \(2, 1\), got"),
+    "raw_grad": (
+        lambda: _op.minibatch_stddev_bwd(STATISTIC.T, X, 2, 1, 0.1),
+        r"grad must have shape .* = \(2, 1\), got",
+    ),
     "raw_grad_grad": (
         lambda: _op.minibatch_stddev_bwd_bwd(X[:2], STATISTIC, X, 2, 1, 0.1),
         "grad_grad must have the shape of x",
@@ -83,7 +89,17 @@ SPECS = [
         real={"stylegan2_4": (32, 512, 4, 4), "progan_4": (16, 512, 4, 4)} if bad and not suffix else {},
     )
     for name, op, reference, images, with_grad, image_positions, differentiable, outputs, bad in (
-        ("minibatch_stddev", _op.minibatch_stddev, minibatch_stddev._reference_statistic, 1, False, (0,), (0,), 1, _BAD),
+        (
+            "minibatch_stddev",
+            _op.minibatch_stddev,
+            minibatch_stddev._reference_statistic,
+            1,
+            False,
+            (0,),
+            (0,),
+            1,
+            _BAD,
+        ),
         ("minibatch_stddev_bwd", weighted(_bwd), weighted(_bwd_reference), 1, True, (1,), (0, 1), 1, {}),
         ("minibatch_stddev_bwd_bwd", _op.minibatch_stddev_bwd_bwd, _bwd_bwd_reference, 2, True, (0, 2), (), 2, {}),
     )

@@ -71,7 +71,9 @@ SPECS = [
             second_order=name == "pixel_norm",
             shapes=_SHAPES,
             bad=bad,
-            real={"progan32": (16, 512, 32, 32), "progan256": (4, 64, 256, 256), "mapping": (64, 512)} if name == "pixel_norm" else {},
+            real={"progan32": (16, 512, 32, 32), "progan256": (4, 64, 256, 256), "mapping": (64, 512)}
+            if name == "pixel_norm"
+            else {},
         )
         for name, op, reference, count, differentiable, outputs, bad in (
             ("pixel_norm", _pixel_norm, _pixel_norm_reference, 1, (0,), 1, _BAD),

@@ -155,7 +155,6 @@ _UPFIRDN = {
 }
 
 
-
 def _rosinality(function, x, f, up, down, padding, flip_filter, gain):
     """f of two dimensions, the padding that of both axes."""
     return function(x, (f.flip((0, 1)) if flip_filter else f) * gain, up, down, tuple(padding[:2]))
@@ -167,7 +166,10 @@ def _kornia(function, x, f, up, down, padding, flip_filter, gain):
     return function(x, gain * f.outer(f)[None].to(x.dtype), border_type="constant", behaviour="conv", padding="valid")
 
 
-_PEERS = {name: (module, "upfirdn2d", as_it_is) for name, module in (("stylegan3", "torch_utils.ops.upfirdn2d"), ("mmcv", "mmcv.ops"))}
+_PEERS = {
+    name: (module, "upfirdn2d", as_it_is)
+    for name, module in (("stylegan3", "torch_utils.ops.upfirdn2d"), ("mmcv", "mmcv.ops"))
+}
 _MORE_PEERS = {
     "upfirdn2d_up": {"rosinality": ("op", "upfirdn2d", _rosinality)},
     "upfirdn2d_halve": {"rosinality": ("op", "upfirdn2d", _rosinality)},
@@ -192,7 +194,12 @@ SPECS = [
         _UPFIRDN.items(),
         # StyleGAN2's RGB images and feature maps on the way to 64², 256² and 1024², its critic's at 64² and 256²
         (
-            {"up_64": (8, 64, 64, 64), "up_256": (2, 128, 128, 128), "up_1024": (1, 32, 512, 512), "up_rgb_1024": (4, 3, 512, 512)},
+            {
+                "up_64": (8, 64, 64, 64),
+                "up_256": (2, 128, 128, 128),
+                "up_1024": (1, 32, 512, 512),
+                "up_rgb_1024": (4, 3, 512, 512),
+            },
             {"down_128": (8, 64, 128, 128)},
             {"down_128": (8, 64, 128, 128), "down_256": (2, 128, 256, 256)},
             {},
@@ -218,7 +225,9 @@ SPECS += [
             (0, 3),
             shapes=_SHAPES,
             bad=_LRELU_BAD if name == "filtered_lrelu" else {},
-            real={"up2_down2_64": (2, 64, 64, 64), "stylegan3_256": (1, 64, 276, 276)} if name == "filtered_lrelu" else {},
+            real={"up2_down2_64": (2, 64, 64, 64), "stylegan3_256": (1, 64, 276, 276)}
+            if name == "filtered_lrelu"
+            else {},
             peers={
                 "stylegan3": ("torch_utils.ops.filtered_lrelu", "filtered_lrelu", as_it_is),
                 "mmcv": ("mmcv.ops", "filtered_lrelu", as_it_is),
