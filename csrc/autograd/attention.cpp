@@ -64,8 +64,8 @@ void for_each_block(const Tensor& q, const Tensor& k, bool causal, const Body& b
     }
 }
 
-// A batch of one head each: then every result of stock's is contiguous.
-Tensor one_head(const Tensor& t) { return t.unsqueeze(1); }
+// A batch of one head each: then every result of stock's is contiguous. Its kernels take a token's features to be dense.
+Tensor one_head(const Tensor& t) { return (t.stride(2) == 1 ? t : t.contiguous()).unsqueeze(1); }
 
 // Stock's fused kernel for the CPU is faster than blocks, but where the keys are not whole vectors it loses a NaN in q or k and gives
 // numbers: what has a sum that is not finite goes block by block.
@@ -101,7 +101,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_bwd(const Tensor& grad_, const Tens
                         logs.numel() > 0 && at::isfinite(logs.sum()).item<bool>();
   if (by_stock) {
     const auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-        one_head(grad_), one_head(q_), one_head(k_), one_head(v_), one_head(out), one_head(logs), 0., causal, std::nullopt, scale);
+        one_head(grad_), one_head(q_), one_head(k_), one_head(v_), one_head(out), logs.contiguous().unsqueeze(1), 0., causal, std::nullopt, scale);
     return {dq.squeeze(1).contiguous(), dk.squeeze(1).contiguous(), dv.squeeze(1).contiguous()};
   }
   const Tensor g = wide(grad_), q = wide(q_).mul(scale), k = wide(k_), v = wide(v_);
