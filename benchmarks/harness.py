@@ -21,6 +21,7 @@ import platform
 import random
 import re
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -191,6 +192,8 @@ class Settings:
                 self._measured[title] = f"{type(error).__name__}: {error}"
                 raise
             finally:
+                if "torch._dynamo" in sys.modules:
+                    torch._dynamo.reset()  # cases compile the same functions, and so many versions of one are refused
                 gc.collect()
                 gc.freeze()  # what a case leaves behind, imports mostly, need not be looked through after every other
                 if self.device == "cuda":
