@@ -107,9 +107,8 @@ class Check:
             try:
                 status = process.wait(max(1.0, limit))
             except subprocess.TimeoutExpired:
-                process.send_signal(
-                    signal.SIGINT
-                )  # lets pytest tell what it has seen so far; xdist hangs where all get it
+                # lets pytest tell what it has seen so far; xdist hangs where all get it
+                process.send_signal(signal.SIGINT)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(15)
             with contextlib.suppress(ProcessLookupError):
@@ -246,9 +245,8 @@ def main():
     check = Check(options.out.resolve(), options.budget or (900 if options.dry_run else 540), options.dry_run)
     if options.no_build or check.build():
         stages = [] if options.no_tests else [check.tests, check.sanitizer]
-        with (
-            ThreadPoolExecutor() as pool
-        ):  # what is right or wrong does not depend on who else uses the GPU, what is fast does
+        # what is right or wrong does not depend on who else uses the GPU, what is fast does
+        with ThreadPoolExecutor() as pool:
             for stage in [pool.submit(stage) for stage in stages]:
                 stage.result()
         check.benchmarks(options.seconds if options.seconds is not None else 0 if options.dry_run else 1.5)

@@ -286,9 +286,8 @@ def measure(workload: Workload, device: str, seconds: float) -> Measured:
         return elapsed
 
     passes, memory, peak = {}, {}, peak_memory_of(device)
-    for name, call in (
-        calls.items() if workload.limit is None else ()
-    ):  # a process has memory of its own, and nothing to warm up
+    # a process has memory of its own, and nothing to warm up
+    for name, call in calls.items() if workload.limit is None else ():
         if workload.forward is None or name.endswith("_compiled"):
             finished(wall_time, call)
             memory[name] = finished(peak, call)
@@ -303,9 +302,8 @@ def measure(workload: Workload, device: str, seconds: float) -> Measured:
         while len(samples[names[0]]) < MAX_ROUNDS:
             for name in names:
                 samples[name].append(finished(timer, calls[name]))
-            order.shuffle(
-                names
-            )  # taking turns, everybody would mostly follow the same neighbour, and find its lines in the cache
+            # taking turns, everybody would mostly follow the same neighbour, and find its lines in the cache
+            order.shuffle(names)
             elapsed = time.perf_counter() - began
             least = FEWEST_ROUNDS if workload.limit is not None or elapsed > LONG else MIN_ROUNDS
             if elapsed > seconds and len(samples[names[0]]) >= (least if seconds else 1):

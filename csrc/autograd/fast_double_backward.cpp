@@ -264,11 +264,6 @@ struct LocalMap : torch::CustomClassHolder {
   virtual int64_t dimensions() const { return 0; }
 };
 
-bool is_traced(const Tensor& t) {
-  return c10::impl::dispatch_mode_enabled() ||
-         t.key_set().has_any(c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize}));
-}
-
 // Whether autograd's engine has handed over the only reference to this memory: then a pass may write its result there, and spares
 // a fresh feature map with its page faults.
 bool is_ours_alone(const Tensor& g) {

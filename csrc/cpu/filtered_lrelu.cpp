@@ -71,8 +71,8 @@ struct Own {
 };
 
 template <int kBytes, class T, class A, class Middle>
-GK_INLINE void resample_band(Own<T, A>& own, const Plan<A>& up, const Plan<A>& down, T* out, const Rows& rows, const Middle& middle,
-                                   int64_t sample, int64_t channel, int64_t first, int64_t last) {
+GK_INLINE void resample_band(Own<T, A>& own, const Plan<A>& up, const Plan<A>& down, T* out, const Rows& rows,
+                             const Middle& middle, int64_t sample, int64_t channel, int64_t first, int64_t last) {
   own.load.begin(sample, channel);
   own.up.forget();
   own.down.forget();
@@ -87,7 +87,8 @@ GK_INLINE void resample_band(Own<T, A>& own, const Plan<A>& up, const Plan<A>& d
         middle(row, reinterpret_cast<uint8_t*>(own.codes.data()), sample, channel, u, begin <= u && u < end);
     });
   };
-  own.down.template rows<kBytes>(first, last, upsampled, out + rows.at(sample, channel, first), rows.width * rows.stride, rows.pixels(channel));
+  own.down.template rows<kBytes>(first, last, upsampled, out + rows.at(sample, channel, first), rows.width * rows.stride,
+                                 rows.pixels(channel));
 }
 
 // out = downsample(middle(upsample(x + bias))). middle(row, codes, sample, channel, u, owned) works on row u of

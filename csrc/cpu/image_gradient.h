@@ -80,7 +80,8 @@ struct Plan {
       : y(y), x(x), outputs(outputs), channels(channels), pixels(pixels) {
     constexpr int64_t kCache = 384 << 10;  // a part of the second-level cache
     pitch = x.before() + x.pixels(0) + x.after();
-    band = std::clamp<int64_t>(kCache / (outputs * pitch * int64_t(sizeof(T))) - y.before() - y.after(), 4, std::max<int64_t>(4, y.pixels(0)));
+    const int64_t fits = kCache / (outputs * pitch * int64_t(sizeof(T))) - y.before() - y.after();
+    band = std::clamp<int64_t>(fits, 4, std::max<int64_t>(4, y.pixels(0)));
     for (int64_t py = 0; py < std::min(y.stride, y.size); ++py)
       for (int64_t px = 0; px < std::min(x.stride, x.size); ++px) {
         Phase<T> phase{py, px, {}, {}};

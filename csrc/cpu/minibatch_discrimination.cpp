@@ -84,6 +84,19 @@ GK_INLINE void add_signed(V& sum, const V& w, const V& d) {
   sum += w * (V)((((typename L::Bits)d & L::kSign) | L::kUnit) & (typename L::Bits)(d != 0));
 }
 
+// out_c += sum_i w_i sign(m_c - rows_ic), a tile's lanes against several rows.
+template <int kBytes, int kCount, class A>
+GK_INLINE void add_rows(const A* tile, const A* rows, const Lanes<kBytes, A> (&w)[kCount], int64_t channels, A* __restrict out) {
+  for (int64_t c = 0; c < channels; ++c) {
+    Lanes<kBytes, A> t, sum;
+    t.load(tile + c * kRows);
+    sum.load(out + c * kRows);
+    for (int i = 0; i < kCount; ++i)
+      for (int m = 0; m < 2; ++m) add_signed<kBytes, A>(sum.of[m], w[i].of[m], t.of[m] - rows[i * channels + c]);
+    sum.store(out + c * kRows);
+  }
+}
+
 // body.operator()<kCount>(j) for kCount rows from j on.
 template <class Body>
 GK_INLINE void for_rows(int64_t begin, int64_t end, const Body& body) {
@@ -126,14 +139,7 @@ GK_INLINE void bwd_tile(const A* tile, const A* rows, const A* tile_grad, const 
       g.load(tile_grad + at);
       for (int i = 0; i < kCount; ++i)
         for (int m = 0; m < 2; ++m) w[i].of[m] *= -(g.of[m] + grad[j + i]);
-      for (int64_t c = 0; c < channels; ++c) {
-        L t, sum;
-        t.load(tile + c * kRows + at);
-        sum.load(out + c * kRows + at);
-        for (int i = 0; i < kCount; ++i)
-          for (int m = 0; m < 2; ++m) add_signed<kBytes, A>(sum.of[m], w[i].of[m], t.of[m] - row[i * channels + c]);
-        sum.store(out + c * kRows + at);
-      }
+      add_rows(tile + at, row, w, channels, out + at);
     });
 }
 
@@ -165,14 +171,7 @@ GK_INLINE void bwd_bwd_tile(const A* tile, const A* rows, const A* tile_v, const
           grad_sum.of[m] -= w[i].of[m];
           w[i].of[m] *= g.of[m] + grad[j + i];
         }
-      for (int64_t c = 0; c < channels; ++c) {
-        L t, sum;
-        t.load(tile + c * kRows + at);
-        sum.load(out + c * kRows + at);
-        for (int i = 0; i < kCount; ++i)
-          for (int m = 0; m < 2; ++m) add_signed<kBytes, A>(sum.of[m], w[i].of[m], t.of[m] - row[i * channels + c]);
-        sum.store(out + c * kRows + at);
-      }
+      add_rows(tile + at, row, w, channels, out + at);
     });
     grad_sum.store(grad_out + at);
   }

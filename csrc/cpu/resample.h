@@ -263,7 +263,8 @@ class Stage {
         if (plan_.parts == 1) placed += (plan_.begin - plan_.base) * plan_.channels;
         const int64_t apart = plan_.parts == 1 ? plan_.placed() : plan_.used();
         for (int64_t r = 0; r < n; ++r)
-          sum_rows<kBytes>(from.at(plan_.rows[o + r].first - begin), plan_.rows[o + r], (plan_.parts == 1 ? placed : plain_.data()) + r * apart);
+          sum_rows<kBytes>(from.at(plan_.rows[o + r].first - begin), plan_.rows[o + r],
+                           (plan_.parts == 1 ? placed : plain_.data()) + r * apart);
         if (plan_.parts > 1)
           for (int64_t r = 0; r < n; ++r) place(plain_.data() + r * apart, placed_.data() + r * plan_.placed());
         for (int64_t r = 0; r < n; ++r)
@@ -274,7 +275,8 @@ class Stage {
           for (int64_t r = 0; r < count; ++r) place(plain.at(r).first + plan_.begin * plan_.channels, to + r * plan_.placed());
         });
         for (int64_t r = 0; r < n; ++r)
-          across<kBytes>(from.at(plan_.rows[o + r].first - begin), plan_.rows[o + r].count, plan_.rows[o + r].tap, to + r * stride, pixels);
+          across<kBytes>(from.at(plan_.rows[o + r].first - begin), plan_.rows[o + r].count, plan_.rows[o + r].tap,
+                         to + r * stride, pixels);
       }
     }
   }

@@ -16,7 +16,8 @@ template <int kBytes, class T, class A>
 GK_INLINE void resample(Own<T, A>& own, T* y, const Rows& rows, int64_t sample, int64_t channel, int64_t first, int64_t last) {
   own.load.begin(sample, channel);
   own.stage.forget();
-  own.stage.template rows<kBytes>(first, last, own.load, y + rows.at(sample, channel, first), rows.width * rows.stride, rows.pixels(channel));
+  own.stage.template rows<kBytes>(first, last, own.load, y + rows.at(sample, channel, first), rows.width * rows.stride,
+                                  rows.pixels(channel));
 }
 
 Tensor upfirdn2d(const Tensor& x_, const Tensor& f, std::vector<int64_t> up, std::vector<int64_t> down,

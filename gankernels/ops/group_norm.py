@@ -261,9 +261,8 @@ def channel_sums_kernel(
 
 # --- launch ---
 
-_CHUNK = (
-    8 * BLOCK
-)  # elements of a group that a program sums up: few enough to come from the cache when they are read again
+# elements of a group that a program sums up: few enough to come from the cache when they are read again
+_CHUNK = 8 * BLOCK
 _MOST_PARTS = 64  # into which a channel's pixels are cut
 _CHANNELS = 64  # of a block of rows: whole cache lines in every dtype
 
@@ -463,7 +462,8 @@ def group_norm(
         eps: >= 0.
 
     Returns: x's shape and dtype, strides preserved for contiguous and channels_last x. Differentiable twice. Forward reads x once
-    from memory while a sample fits in the cache (twice on a GPU) and writes y once; backward and double backward read each of
+    from memory while a sample fits in the cache (twice on a GPU) and writes y once, on the CPU in float32 and float64 by stock's kernel;
+    backward and double backward read each of
     their two or three inputs once (twice) and write each result once. Parameters get a gradient only where a backward asks for it.
 
     Raises: TypeError or ValueError for tensors that do not fit, or a num_groups that does not divide C.

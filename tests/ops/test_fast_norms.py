@@ -93,9 +93,8 @@ def test_equals_stock_to_second_order(name, layout):
         ours = penalty_and_gradients(routed(layer), layer, x)
     kernel = "group_norm" if "norm" in name else name.split("_")[0] if name[:4] in ("gelu", "atte") else "bias_act"
     assert {kernel, f"{kernel}_bwd", f"{kernel}_bwd_bwd"} <= set(calls.names()), "not routed"
-    if name not in ("rms_norm", "instance_norm2d") and not name.endswith(
-        "images"
-    ):  # of these only one side keeps channels_last
+    # of these only one side keeps channels_last
+    if name not in ("rms_norm", "instance_norm2d") and not name.endswith("images"):
         assert ours[0].stride() == stock[0].stride()
     for a, b in zip(ours, stock, strict=True):
         a = torch.zeros_like(b) if a is None and b is not None else a

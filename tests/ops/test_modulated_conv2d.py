@@ -273,10 +273,8 @@ def test_compiled_equals_eager(form):
 @every("dtype", (torch.bfloat16, torch.float16), ids=str)
 def test_autocast_casts_the_image_and_keeps_in_range(dtype):
     tensors, more = arguments("layer", dtype=torch.float32)
-    tensors["weight"], tensors["styles"] = (
-        1e3 * tensors["weight"],
-        (3e2 * tensors["styles"]).to(dtype),
-    )  # out of a linear layer
+    tensors["weight"] = 1e3 * tensors["weight"]
+    tensors["styles"] = (3e2 * tensors["styles"]).to(dtype)  # out of a linear layer
     with torch.autocast("cpu", dtype):
         y = gk.modulated_conv2d(**tensors, **more)
     assert y.dtype == dtype

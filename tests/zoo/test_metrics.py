@@ -77,9 +77,8 @@ def test_frechet_distance_is_that_of_scipy_pytorch_fid_and_torch_fidelity():
 
 def test_kernel_distance_is_that_of_torch_fidelity_and_torchmetrics():
     real, generated, *_ = features()
-    assert unbiased_mmd2(generated, real[:300]).item() == pytest.approx(
-        0.4721241896518449, rel=1e-12
-    )  # 0.4.0 and 1.9.0
+    # 0.4.0 and 1.9.0
+    assert unbiased_mmd2(generated, real[:300]).item() == pytest.approx(0.4721241896518449, rel=1e-12)
     mean, spread = kernel_distance(generated, real[:300], subsets=3, size=300)
     assert mean == pytest.approx(0.4721241896518449, rel=1e-12) and spread < 1e-12
 
