@@ -5,7 +5,7 @@
 // the weight's gradient as a forward convolution whose kernel is a whole feature map. The nodes here leave absent gradients
 // absent and use the native weight-gradient kernel; each family is closed under differentiation, so every order is exact.
 //
-// These ops only rearrange stock kernels, so a call must cost what an aten call costs and a backward must know what this
+// These ops rearrange kernels, mostly stock's, so a call must cost what an aten call costs and a backward must know what this
 // backward asks for: they are C++ autograd functions in an ordinary extension (see docs in gankernels/ops/fast_double_backward.py).
 // They are CompositeImplicitAutograd: torch.compile, functionalization and fake tensors see through them to aten.
 #include <ATen/autocast_mode.h>

@@ -2,8 +2,6 @@
 
 #include <torch/csrc/stable/ops.h>
 
-#include <memory>
-
 #include "../cpu/winograd.h"
 
 namespace gk::winograd {
@@ -22,24 +20,33 @@ kernel::Images images_of(const Tensor& t, at::MemoryFormat format) {
   return {t.size(0), t.size(1), t.size(2), t.size(3), format == kLast};
 }
 
-std::unique_ptr<float[]> numbers(int64_t count) { return std::unique_ptr<float[]>(new float[count]); }
+Tensor numbers(int64_t count) { return at::empty({count}, at::kFloat); }
+
+// body(begin, end, scratch) for a part of `items` in each thread
+template <class Body>
+void for_each_part(int64_t items, int64_t scratch_size, const Body& body) {
+  const int64_t parts = std::min<int64_t>(items, torch::stable::get_num_threads());
+  const Tensor scratch = numbers(parts * scratch_size);  // allocated here, since threads would not keep their pages
+  float* const memory = scratch.mutable_data_ptr<float>();
+  // PyTorch's own template runs on one thread in an extension that is compiled without OpenMP
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part)
+      body(items * part / parts, items * (part + 1) / parts, memory + part * scratch_size);
+  });
+}
 
 template <class Tiles>
 Tensor convolve(const Tensor& x_, const Tensor& w_, const Tensor& b_, IntArrayRef sizes, at::MemoryFormat format) {
   const Tensor x = x_.contiguous(format), w = w_.contiguous(), b = b_.defined() ? b_.contiguous() : b_;
   Tensor y = at::empty(sizes, x.options().memory_format(format));
   const kernel::Convolution<Tiles> plan(images_of(x, format), images_of(y, format));
-  const auto packed = numbers(plan.packed());
-  const float *from = x.const_data_ptr<float>(), *weight = w.const_data_ptr<float>();
+  const Tensor packed = numbers(plan.packed());
+  const float *from = x.const_data_ptr<float>(), *weights = w.const_data_ptr<float>();
   const float* bias = b.defined() ? b.const_data_ptr<float>() : nullptr;
-  float* to = y.mutable_data_ptr<float>();
-  // PyTorch's own template runs on one thread in an extension that is compiled without OpenMP
-  torch::stable::parallel_for(0, plan.to_pack(), 1, [&](int64_t begin, int64_t end) {
-    kernel::pack(plan, weight, begin, end, packed.get());
-  });
-  torch::stable::parallel_for(0, plan.grid.rows(), 1, [&](int64_t begin, int64_t end) {
-    const auto scratch = numbers(plan.scratch());
-    kernel::compute(plan, from, packed.get(), bias, begin, end, scratch.get(), to);
+  float *products = packed.mutable_data_ptr<float>(), *to = y.mutable_data_ptr<float>();
+  for_each_part(plan.to_pack(), 0, [&](int64_t begin, int64_t end, float*) { kernel::pack(plan, weights, begin, end, products); });
+  for_each_part(plan.grid.rows(), plan.scratch(), [&](int64_t begin, int64_t end, float* scratch) {
+    kernel::compute(plan, from, products, bias, begin, end, scratch, to);
   });
   return y;
 }
@@ -48,12 +55,11 @@ template <int S>
 Tensor gradient(const Tensor& image_, const Tensor& g_, IntArrayRef sizes, at::MemoryFormat format) {
   const Tensor image = image_.contiguous(format), g = g_.contiguous(format);
   Tensor w = at::empty(sizes, image.options());
-  const kernel::Weights<S> plan(images_of(image, format), images_of(g, format));
-  const float *x = image.const_data_ptr<float>(), *y = g.const_data_ptr<float>();
+  const kernel::Weights<S> plan(images_of(image, format), images_of(g, format), torch::stable::get_num_threads());
+  const float *x = image.const_data_ptr<float>(), *gradient = g.const_data_ptr<float>();
   float* to = w.mutable_data_ptr<float>();
-  torch::stable::parallel_for(0, plan.items(), 1, [&](int64_t begin, int64_t end) {
-    const auto scratch = numbers(plan.scratch());
-    for (int64_t item = begin; item < end; ++item) kernel::compute(plan, x, y, item, scratch.get(), to);
+  for_each_part(plan.items(), plan.scratch(), [&](int64_t begin, int64_t end, float* scratch) {
+    for (int64_t item = begin; item < end; ++item) kernel::compute(plan, x, gradient, item, scratch, to);
   });
   return w.contiguous(format);
 }
@@ -85,8 +91,12 @@ bool fits(const Geometry& geometry, const Tensor& x, const Tensor& w, const Tens
   // of a shape that stock refuses
   if (x.size(1) != w.size(geometry.transposed ? 0 : 1)) return false;
   if (other.defined() && other.dim() == 1 && other.size(0) != w.size(geometry.transposed ? 1 : 0)) return false;
-  // TODO size
-  return x.numel() > 0 && x.size(2) > 1 && x.size(3) > 1;
+  if (x.numel() == 0 || x.size(2) < 2 || x.size(3) < 2) return false;
+  // products for a pair of channels; transforms take a fifth of the time, and those of the weights as much as kWeights products
+  constexpr double kTransforms = 1.25, kWeights = 1500;
+  const int64_t height = geometry.transposed ? x.size(2) : x.size(2) / stride, width = geometry.transposed ? x.size(3) : x.size(3) / stride;
+  const int64_t tiles = ((height + 1) / 2) * ((width + 1) / 2), taps = w.size(2) * w.size(3), products = stride == 2 ? 36 : 16;
+  return x.size(0) * height * width * taps > kTransforms * x.size(0) * tiles * products + kWeights;
 }
 
 Tensor convolution(const Geometry& geometry, const Tensor& x, const Tensor& w, const Tensor& b) {

@@ -230,8 +230,9 @@ struct Grid {
 
 constexpr int64_t tiles_of(int64_t size, int64_t tile) { return (size + tile - 1) / tile; }
 
-// Lines a power of two apart would share their place in the cache.
+// Lines, and whole matrices, that lie a power of two apart would share their place in the cache.
 constexpr int64_t line_of(int64_t channels) { return channels + kLane; }
+constexpr int64_t matrix_of(int64_t lines, int64_t line) { return lines * line + kLane; }
 
 // What a tile reads: `patch` pixels a dimension, `step` from tile to tile, the first at `origin`.
 // transform() takes the patch's pixels, from a channel on; values of a product lie product_size apart, values of a phase phase_size.
@@ -342,11 +343,12 @@ struct Convolution {
   int64_t panels = to.channels / kPanel;
 
   Convolution(const Images& from, const Images& to) : from(from), to(to) {}
-  int64_t packed() const { return products * depth * to.channels; }
+  int64_t packed_product() const { return matrix_of(depth, to.channels); }
+  int64_t packed() const { return products * packed_product(); }
   int64_t to_pack() const { return panels * from.channels; }
   int64_t writing() const { return to.pixels ? 0 : kLane * (std::min(grid.block() * tile, to.height) * to.width + kLane); }
   int64_t scratch() const {
-    return products * grid.block_tiles() * (line_of(depth) + line_of(to.channels)) +
+    return products * (matrix_of(grid.block_tiles(), line_of(depth)) + matrix_of(grid.block_tiles(), line_of(to.channels))) +
            std::max(reading<Tiles>(grid, from, from.channels), writing());
   }
 };
@@ -375,7 +377,7 @@ GK_MULTIVERSION void pack(const C& c, const float* w, int64_t begin, int64_t end
           const int64_t phase = py * S + px, row = C::forward ? phase * sources + k : k;
           for (int e = 0; e < N * N; ++e) {
             const int64_t product = C::forward ? e : phase * N * N + e;
-            vector_at(packed + ((product * c.panels + panel) * c.depth + row) * kPanel + half) = u[e];
+            vector_at(packed + product * c.packed_product() + (panel * c.depth + row) * kPanel + half) = u[e];
           }
         }
     }
@@ -423,15 +425,16 @@ template <class Tiles>
 void compute(const Convolution<Tiles>& c, const float* source, const float* packed, const float* bias, int64_t begin, int64_t end,
              float* scratch, float* result) {
   using C = Convolution<Tiles>;
-  const int64_t line = line_of(c.depth), out_line = line_of(c.to.channels), tiles = c.grid.block_tiles();
-  float *const v = scratch, *const m = v + C::products * tiles * line, *const rest = m + C::products * tiles * out_line;
+  const int64_t line = line_of(c.depth), out_line = line_of(c.to.channels);
+  const int64_t v_size = matrix_of(c.grid.block_tiles(), line), m_size = matrix_of(c.grid.block_tiles(), out_line);
+  float *const v = scratch, *const m = v + C::products * v_size, *const rest = m + C::products * m_size;
   for (int64_t first = begin, last; first < end; first = last) {
     last = std::min(end, first + c.grid.block());
-    read_tiles<Tiles>(c.grid, c.from, source, 0, c.from.channels, first, last, rest, v, line, tiles * line);
-    const Products products{C::products,        tiles_of((last - first) * c.grid.row_tiles, kUnit) * kUnit, c.panels, c.depth, line,
-                            tiles * line,       kPanel,  c.depth * kPanel, c.panels * c.depth * kPanel, out_line, tiles * out_line};
-    multiply<false, false>(products, v, packed, m);
-    write_tiles(c, m, out_line, tiles * out_line, bias, first, last, rest, result);
+    read_tiles<Tiles>(c.grid, c.from, source, 0, c.from.channels, first, last, rest, v, line, v_size);
+    const int64_t tiles = tiles_of((last - first) * c.grid.row_tiles, kUnit) * kUnit;
+    multiply<false, false>({C::products, tiles, c.panels, c.depth, line, v_size, kPanel, c.depth * kPanel, c.packed_product(), out_line, m_size},
+                           v, packed, m);
+    write_tiles(c, m, out_line, m_size, bias, first, last, rest, result);
   }
 }
 
@@ -445,15 +448,19 @@ struct Weights {
 
   Images x, g;
   Grid grid{g.samples, tiles_of(g.height, 2), tiles_of(g.width, 2)};
-  int64_t x_group = std::min<int64_t>(x.channels, S == 1 ? 64 : 32), g_group = std::min<int64_t>(g.channels, 128);
+  int64_t x_group = S == 1 ? 64 : 32, g_group = 4 * kPanel;
 
-  Weights(const Images& x, const Images& g) : x(x), g(g) {}
+  Weights(const Images& x, const Images& g, int threads) : x(x), g(g) {
+    while (items() < 2 * threads && x_group > kLane) x_group /= 2;
+    while (items() < 2 * threads && g_group > kPanel) g_group /= 2;
+  }
   int64_t x_groups() const { return tiles_of(x.channels, x_group); }
   int64_t items() const { return x_groups() * tiles_of(g.channels, g_group); }
   int64_t x_line() const { return line_of(S * S * x_group); }
   int64_t g_line() const { return line_of(g_group); }
+  int64_t sums_size() const { return matrix_of(S * S * x_group, g_line()); }
   int64_t scratch() const {
-    return products * (grid.block_tiles() * (x_line() + g_line()) + S * S * x_group * g_line()) +
+    return products * (matrix_of(grid.block_tiles(), x_line()) + matrix_of(grid.block_tiles(), g_line()) + sums_size()) +
            std::max(reading<Forward<S>>(grid, x, x_group), reading<Outputs<S>>(grid, g, g_group));
   }
 };
@@ -485,8 +492,8 @@ void compute(const Weights<S>& c, const float* x, const float* g, int64_t item, 
   constexpr int products = Weights<S>::products;
   const int64_t x_begin = item % c.x_groups() * c.x_group, x_end = std::min(x_begin + c.x_group, c.x.channels);
   const int64_t g_begin = item / c.x_groups() * c.g_group, g_end = std::min(g_begin + c.g_group, c.g.channels);
-  const int64_t rows = S * S * (x_end - x_begin), tiles = c.grid.block_tiles();
-  const int64_t v_size = tiles * c.x_line(), u_size = tiles * c.g_line(), sums_size = S * S * c.x_group * c.g_line();
+  const int64_t rows = S * S * (x_end - x_begin), sums_size = c.sums_size();
+  const int64_t v_size = matrix_of(c.grid.block_tiles(), c.x_line()), u_size = matrix_of(c.grid.block_tiles(), c.g_line());
   float *const v = scratch, *const u = v + products * v_size, *const sums = u + products * u_size, *const rest = sums + products * sums_size;
   std::memset(sums, 0, products * sums_size * sizeof(float));
   for (int64_t first = 0, last; first < c.grid.rows(); first = last) {
