@@ -376,9 +376,9 @@ void check_side(const char* op, const char* name, const Maybe& side, const Tenso
   const auto sizes = side->sizes();
   GK_CHECK(std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end()), op, ": ", name, " must have shape ",
            shape_text(shape), ", got ", shape_text(sizes));
-  GK_CHECK(side->scalar_type() == x.scalar_type() || side->scalar_type() == accumulate_type(x.scalar_type()), op, ": ", name,
-           " must be ", torch::headeronly::toString(x.scalar_type()), " or ",
-           torch::headeronly::toString(accumulate_type(x.scalar_type())), ", got ",
+  const ScalarType narrow = x.scalar_type(), wide = accumulate_type(narrow);
+  GK_CHECK(side->scalar_type() == narrow || side->scalar_type() == wide, op, ": ", name, " must be ",
+           torch::headeronly::toString(narrow), narrow == wide ? "" : " or Float", ", got ",
            torch::headeronly::toString(side->scalar_type()));
 }
 

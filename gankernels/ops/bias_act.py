@@ -643,9 +643,9 @@ def check_side(op: str, name: str, value, x: torch.Tensor) -> None:
     """A tensor that is added to or multiplied with x: on its device, of its dtype or the one of sums."""
     check_tensor(op, name, value)
     if value.dtype not in (x.dtype, _accumulate(x)):
+        or_wide = "" if x.dtype == _accumulate(x) else f", or {str(_accumulate(x))[6:]}"
         raise TypeError(
-            f"gankernels.{op}: {name} must have the dtype of x, {str(x.dtype)[6:]}, or {str(_accumulate(x))[6:]}, "
-            f"got {str(value.dtype)[6:]}."
+            f"gankernels.{op}: {name} must have the dtype of x, {str(x.dtype)[6:]}{or_wide}, got {str(value.dtype)[6:]}."
         )
     if value.device != x.device:
         raise ValueError(f"gankernels.{op}: {name} must be on the device of x, {x.device}, got {value.device}.")
