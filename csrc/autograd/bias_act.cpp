@@ -16,15 +16,18 @@ auto registered(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
-// The function after the sum; the numbers of activations are those of ACTIVATIONS in gankernels/ops/bias_act.py.
+// Of the numbers that activations have by their order in gankernels/ops/bias_act.py; up to kLeakyReLU they are piecewise linear.
+enum : int64_t { kLinear = 0, kLeakyReLU = 2, kSwish = 8 };
+
+// The function after the sum.
 struct Shape {
   int64_t act;
   double alpha, gain;
   optional<double> clamp;
 
-  bool is_piecewise_linear() const { return act <= 2; }
-  bool is_identity_but_gain() const { return act == 0 && !clamp; }
-  bool keeps_y(bool scaled) const { return !scaled && act != 8 && (act != 2 || alpha >= 0); }
+  bool is_piecewise_linear() const { return act <= kLeakyReLU; }
+  bool is_linear() const { return act == kLinear && !clamp; }
+  bool keeps_y(bool scaled) const { return !scaled && act != kSwish && (act != kLeakyReLU || alpha >= 0); }
 };
 
 Side optional_of(const Tensor& t) { return t.defined() ? Side(t) : std::nullopt; }
@@ -131,7 +134,7 @@ Tensor bias_act(const Tensor& x, const Side& scale_, const Side& noise_, const S
       node->save(inputs);
     } else {
       const auto wanted = [](const Tensor& side) { return side.defined() && side.requires_grad() ? side : Tensor(); };
-      node->save({f.is_identity_but_gain() ? Tensor() : y, Tensor(), wanted(noise), wanted(b)}, y);
+      node->save({f.is_linear() ? Tensor() : y, Tensor(), wanted(noise), wanted(b)}, y);
     }
   }
   return y;

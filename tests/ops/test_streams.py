@@ -22,7 +22,9 @@ CASES = {
     "noise": lambda ops, x: (torch.ops.gankernels.bias_act if ops is gk else affine_reference)(
         x, None, NOISE.expand(1, 1, *x.shape[2:]).to(x.dtype), None, *NUMBERS
     ),
-    "upfirdn2d": lambda ops, x: ops.upfirdn2d(x, F.to(torch.promote_types(x.dtype, torch.float32)), padding=[2, 1, 2, 1]),
+    "upfirdn2d": lambda ops, x: ops.upfirdn2d(
+        x, F.to(torch.promote_types(x.dtype, torch.float32)), padding=[2, 1, 2, 1]
+    ),
 }
 
 
