@@ -80,6 +80,8 @@ def interpolate_command(
 
     if frames < 2 or between < 2:
         raise ArgumentError("frames" if frames < 2 else "between", "at least 2", frames if frames < 2 else between)
+    if animation == out:
+        raise ArgumentError("animation", "another file than the strip's", animation)
     images = load(run).interpolate(between, frames, space=space, path=path, seed=seed)
     with _writing("out", out):
         save_samples(out, images, columns=min(len(images), frames))

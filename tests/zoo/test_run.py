@@ -12,7 +12,7 @@ import torch
 from .conftest import TINY
 from ganzoo import Trainer, cli
 from ganzoo.metrics.digits import DigitJudge
-from ganzoo.plots import save_grid
+from ganzoo.plots import save_animation, save_grid
 from ganzoo.training.checkpoint import Generator, load_checkpoint, slerp
 from ganzoo.training.compare import compare_speed, speed_line
 from ganzoo.training.monitor import Monitor
@@ -206,6 +206,19 @@ def test_interpolations_pass_through_their_latents(images):
     a, b = torch.tensor([3.0, 0.0]), torch.tensor([0.0, 3.0])
     torch.testing.assert_close(slerp(a, b, 0.5), torch.tensor([3.0, 3.0]) / 2**0.5)
     torch.testing.assert_close(slerp(a, a, 0.5), a)
+
+
+def test_points_and_sequences_are_walked_between_too(ganzoo_command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert ganzoo_command("train", "gan", *QUICK, "--steps", 1, "--data", "ring", "--data-options", "n=64")[0] == 0
+    arguments = ["interpolate", only_run("runs"), "--frames", 4]
+    assert ganzoo_command(*arguments)[:2] == (0, "Wrote interpolation.png and interpolation.gif\n")
+    assert Image.open("interpolation.png").size == (600, 600)
+    assert Image.open("interpolation.gif").size == (300, 300) and Image.open("interpolation.gif").n_frames == 4 + 2
+    status, _, err = ganzoo_command(*arguments, "--out", "x.png", "--animation", "x.png")
+    assert (status, err) == (2, "ganzoo: --animation must be another file than the strip's, got x.png.\n")
+    save_animation("waves.gif", torch.linspace(0, 9, 90).sin().view(3, 30, 1) * torch.tensor([[[1.0]], [[2.0]], [[3.0]]]))
+    assert Image.open("waves.gif").n_frames == 3 + 1
 
 
 class Styled(torch.nn.Module):
