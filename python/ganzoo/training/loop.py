@@ -403,4 +403,4 @@ def draw_samples(variant, data, networks, count, seed, device="cpu", labels=None
             if images is None:
                 images = drawn.new_zeros(count, *drawn.shape[1:])
             images[rows] = drawn
-    return images if size == 1 else distributed.merged(images, (count, *data.shape), device)
+    return images if size == 1 else distributed.merged(images, device)
