@@ -16,7 +16,7 @@ from ganzoo.plots import save_animation, save_grid
 from ganzoo.training.checkpoint import Generator, load_checkpoint, slerp
 from ganzoo.training.compare import compare_speed, speed_line
 from ganzoo.training.monitor import Monitor
-from ganzoo.variants import Networks
+from ganzoo.variants import DataInfo, Networks
 from PIL import Image
 
 QUICK = "--width 4 --latent 8 --batch 16 --no-tensorboard --compare-blocks 0".split()
@@ -243,6 +243,52 @@ def test_styles_are_mixed_between_those_of_the_latents():
     network = generator.networks.generator
     torch.testing.assert_close(walk[[0, 2]], network(torch.stack([a, b])))
     torch.testing.assert_close(walk[1], network.synthesis((network.mapping(a) + network.mapping(b)) / 2))
+
+
+class OfClasses(Styled):
+    """The same, conditional on labels."""
+
+    class Mapping(torch.nn.Embedding):
+        def forward(self, latents, labels):
+            return latents[:, :3] + super().forward(labels)
+
+    def __init__(self):
+        super().__init__()
+        self.mapping = self.Mapping(3, 3)
+
+    def forward(self, latents, labels):
+        return self.synthesis(self.mapping(latents, labels))
+
+
+def test_conditional_generators_draw_the_class_that_is_asked_for():
+    class Conditional(type(ganzoo.create("gan"))):
+        conditional = True
+
+        def sample(self, networks, latents, labels=None):
+            return networks.generator(latents, labels)
+
+    variant = Conditional(latent=4)
+    generator = Generator(variant, DataInfo("toy", (2,), 3), 0, Networks(generator=OfClasses()))
+    ends = variant.latents(2, torch.Generator().manual_seed(5))
+    for space in "zw":
+        for label in (0, 2):
+            walk = generator.interpolate(2, 3, space=space, seed=5, label=label)
+            torch.testing.assert_close(walk[[0, 2]], generator.networks.generator(ends, torch.tensor([label, label])))
+    assert not torch.equal(generator.sample(3, labels=torch.tensor([0, 0, 0])), generator.sample(3))
+    for mistake, sentence in [
+        (lambda: generator.interpolate(label=3), "label must be from 0 to 2, got 3."),
+        (lambda: generator.sample(3, labels=torch.zeros(2)), "labels must be 3 classes, got 2 of them."),
+        (
+            lambda: Generator(ganzoo.create("gan"), None, 0, None).sample(1, labels=torch.zeros(1)),
+            "labels must be left out, as the generator is not conditional, got 1 of them.",
+        ),
+        (
+            lambda: Trainer(variant, ganzoo.data.open("swiss-roll", n=64)),
+            "data must be labelled, for a variant that is conditional, got no labels of swiss-roll.",
+        ),
+    ]:
+        with pytest.raises(ganzoo.ArgumentError, match=f"^ganzoo: {re.escape(sentence)}$"):
+            mistake()
 
 
 def test_a_run_that_diverges_goes_back_and_on_with_other_numbers(ganzoo_command, tmp_path, monkeypatch):

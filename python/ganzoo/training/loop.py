@@ -105,6 +105,8 @@ class Trainer:
         distributed.check_shares(variant, self._shares)
         self.sources = {domain: source.to(self.device) for domain, source in sources.items()}
         self.data = describe(self.sources)
+        if variant.conditional and not self.data.classes:
+            raise ArgumentError("data", "labelled, for a variant that is conditional", f"no labels of {self.data.name}")
         self._ops, self._precision, self._compile, self._cuda_graph = get_ops(ops), precision, compile, cuda_graph
         self._draw = Draw(self.variant, self.sources, seed_of(self.seed, self.attempt, ORDER), self.device)
         self.networks, self._averages, self._previous = None, {}, {}
@@ -391,6 +393,9 @@ def draw_samples(variant, data, networks, count, seed, device="cpu", labels=None
     is conditional. PyTorch's default generators are left as they were."""
     if count < 1:
         raise ArgumentError("count", "at least 1", count)
+    if labels is not None and not (variant.conditional and len(labels) == count):
+        expected = f"{count} classes" if variant.conditional else "left out, as the generator is not conditional"
+        raise ArgumentError("labels", expected, f"{len(labels)} of them")
     latents = variant.latents(count, torch.Generator(device).manual_seed(check_seed(seed)))
     if labels is None and variant.conditional:
         labels = torch.arange(count, device=device) % data.classes
