@@ -63,7 +63,9 @@ def test_it_trains_resumes_and_samples_without_data(game, tmp_path):
     assert moved >= {name for player in straight._players.values() for name in player.networks}
 
 
-@pytest.mark.parametrize("name", [name for name in GAMES if name != "progressive"])  # which reads the number of the step
+@pytest.mark.parametrize(
+    "name", [name for name in GAMES if name != "progressive"]
+)  # which reads the number of the step
 def test_its_steps_can_be_held_in_a_graph(name, monkeypatch):
     monkeypatch.setattr(graphs, "Recorder", Imitation)
     Imitation.recorded = 0

@@ -36,7 +36,9 @@ def resumed(trainer, variant, **options):
 
 
 def gradients(trainer, name):
-    trainer._differentiate(name, trainer._due(name, trainer.updates[name]), sum(trainer.updates.values()), trainer._draw)
+    trainer._differentiate(
+        name, trainer._due(name, trainer.updates[name]), sum(trainer.updates.values()), trainer._draw
+    )
     return [param.grad.clone() for param in trainer._params[name]]
 
 

@@ -217,7 +217,9 @@ def test_points_and_sequences_are_walked_between_too(ganzoo_command, tmp_path, m
     assert Image.open("interpolation.gif").size == (300, 300) and Image.open("interpolation.gif").n_frames == 4 + 2
     status, _, err = ganzoo_command(*arguments, "--out", "x.png", "--animation", "x.png")
     assert (status, err) == (2, "ganzoo: --animation must be another file than the strip's, got x.png.\n")
-    save_animation("waves.gif", torch.linspace(0, 9, 90).sin().view(3, 30, 1) * torch.tensor([[[1.0]], [[2.0]], [[3.0]]]))
+    save_animation(
+        "waves.gif", torch.linspace(0, 9, 90).sin().view(3, 30, 1) * torch.tensor([[[1.0]], [[2.0]], [[3.0]]])
+    )
     assert Image.open("waves.gif").n_frames == 3 + 1
 
 

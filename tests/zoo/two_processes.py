@@ -66,7 +66,9 @@ if __name__ == "__main__":
     distributed.join("cpu")
     torch.set_default_dtype(torch.float64)
     images = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    outcomes = {"hard": outcome(Hard(), Tensors("noise", {"image": images}), samples=600)}  # so that both processes draw some
+    outcomes = {
+        "hard": outcome(Hard(), Tensors("noise", {"image": images}), samples=600)
+    }  # so that both processes draw some
     for name, game in GAMES.items():
         if game.batch % 2 == 0:
             outcomes[name] = outcome(game(), game.data, samples=20)
