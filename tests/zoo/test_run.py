@@ -12,11 +12,11 @@ import torch
 from .conftest import TINY
 from ganzoo import Trainer, cli
 from ganzoo.metrics.digits import DigitJudge
-from ganzoo.plots import save_grid
+from ganzoo.plots import save_animation, save_grid
 from ganzoo.training.checkpoint import Generator, load_checkpoint, slerp
 from ganzoo.training.compare import compare_speed, speed_line
 from ganzoo.training.monitor import Monitor
-from ganzoo.variants import Networks
+from ganzoo.variants import DataInfo, Networks
 from PIL import Image
 
 QUICK = "--width 4 --latent 8 --batch 16 --no-tensorboard --compare-blocks 0".split()
@@ -208,6 +208,21 @@ def test_interpolations_pass_through_their_latents(images):
     torch.testing.assert_close(slerp(a, a, 0.5), a)
 
 
+def test_points_and_sequences_are_walked_between_too(ganzoo_command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert ganzoo_command("train", "gan", *QUICK, "--steps", 1, "--data", "ring", "--data-options", "n=64")[0] == 0
+    arguments = ["interpolate", only_run("runs"), "--frames", 4]
+    assert ganzoo_command(*arguments)[:2] == (0, "Wrote interpolation.png and interpolation.gif\n")
+    assert Image.open("interpolation.png").size == (600, 600)
+    assert Image.open("interpolation.gif").size == (300, 300) and Image.open("interpolation.gif").n_frames == 4 + 2
+    status, _, err = ganzoo_command(*arguments, "--out", "x.png", "--animation", "x.png")
+    assert (status, err) == (2, "ganzoo: --animation must be another file than the strip's, got x.png.\n")
+    save_animation(
+        "waves.gif", torch.linspace(0, 9, 90).sin().view(3, 30, 1) * torch.tensor([[[1.0]], [[2.0]], [[3.0]]])
+    )
+    assert Image.open("waves.gif").n_frames == 3 + 1
+
+
 class Styled(torch.nn.Module):
     """A generator with a mapping from latents to styles."""
 
@@ -230,6 +245,52 @@ def test_styles_are_mixed_between_those_of_the_latents():
     network = generator.networks.generator
     torch.testing.assert_close(walk[[0, 2]], network(torch.stack([a, b])))
     torch.testing.assert_close(walk[1], network.synthesis((network.mapping(a) + network.mapping(b)) / 2))
+
+
+class OfClasses(Styled):
+    """The same, conditional on labels."""
+
+    class Mapping(torch.nn.Embedding):
+        def forward(self, latents, labels):
+            return latents[:, :3] + super().forward(labels)
+
+    def __init__(self):
+        super().__init__()
+        self.mapping = self.Mapping(3, 3)
+
+    def forward(self, latents, labels):
+        return self.synthesis(self.mapping(latents, labels))
+
+
+def test_conditional_generators_draw_the_class_that_is_asked_for():
+    class Conditional(type(ganzoo.create("gan"))):
+        conditional = True
+
+        def sample(self, networks, latents, labels=None):
+            return networks.generator(latents, labels)
+
+    variant = Conditional(latent=4)
+    generator = Generator(variant, DataInfo("toy", (2,), 3), 0, Networks(generator=OfClasses()))
+    ends = variant.latents(2, torch.Generator().manual_seed(5))
+    for space in "zw":
+        for label in (0, 2):
+            walk = generator.interpolate(2, 3, space=space, seed=5, label=label)
+            torch.testing.assert_close(walk[[0, 2]], generator.networks.generator(ends, torch.tensor([label, label])))
+    assert not torch.equal(generator.sample(3, labels=torch.tensor([0, 0, 0])), generator.sample(3))
+    for mistake, sentence in [
+        (lambda: generator.interpolate(label=3), "label must be from 0 to 2, got 3."),
+        (lambda: generator.sample(3, labels=torch.zeros(2)), "labels must be 3 classes, got 2 of them."),
+        (
+            lambda: Generator(ganzoo.create("gan"), None, 0, None).sample(1, labels=torch.zeros(1)),
+            "labels must be left out, as the generator is not conditional, got 1 of them.",
+        ),
+        (
+            lambda: Trainer(variant, ganzoo.data.open("swiss-roll", n=64)),
+            "data must be labelled, for a variant that is conditional, got no labels of swiss-roll.",
+        ),
+    ]:
+        with pytest.raises(ganzoo.ArgumentError, match=f"^ganzoo: {re.escape(sentence)}$"):
+            mistake()
 
 
 def test_a_run_that_diverges_goes_back_and_on_with_other_numbers(ganzoo_command, tmp_path, monkeypatch):

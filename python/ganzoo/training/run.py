@@ -77,7 +77,7 @@ class RunOptions(Checked):
     compile: bool = False
     """Compile the losses with torch.compile."""
     cuda_graph: bool = False
-    """Capture each turn, from losses to optimiser, in a CUDA graph, and replay it from then on."""
+    """Capture whole steps, from losses to optimisers, in CUDA graphs, and replay them from then on."""
     threads: Count = 1
     """CPU threads. Part of what makes a run repeat to the bit; more than one pays off beyond small images."""
     save_every: Count = 500
