@@ -248,6 +248,7 @@ def _train(folder, trainer, options):
                     values = health.check()
                 except Diverged as diverged:
                     if trainer.attempt == options.rollbacks:
+                        monitor.say(diverged.step, diverged.sentence())
                         raise
                     _roll_back(folder, trainer, saver, monitor, diverged)
                     continue
@@ -280,7 +281,7 @@ def _roll_back(folder, trainer, saver, monitor, diverged):
     trainer.load_state_dict(load_checkpoint(folder))
     trainer.retry(attempt)
     monitor.back_to(trainer.steps)
-    monitor.say(diverged.step, f"{str(diverged).removeprefix('ganzoo: ').rstrip('.')}; back to step {trainer.steps}")
+    monitor.say(diverged.step, f"{diverged.sentence()}; back to step {trainer.steps}")
 
 
 def _draw(folder, trainer, images):
