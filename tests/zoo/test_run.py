@@ -338,7 +338,9 @@ def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(ganzoo_comma
     monkeypatch.setattr(Trainer, "step", diverging)
     status, _, err = ganzoo_command("train", "gan", *QUICK, "--steps", 30, "--save-every", 10, "--runs", tmp_path)
     said = "training diverged: generator loss is nan at step 20.\n"
-    assert (status, err) == (2, f"ganzoo: {said}") and (only_run(tmp_path) / "log.txt").read_text().endswith(f"step 20: {said}")
+    assert (status, err) == (2, f"ganzoo: {said}") and (only_run(tmp_path) / "log.txt").read_text().endswith(
+        f"step 20: {said}"
+    )
     assert ganzoo.load(only_run(tmp_path)).steps == 10
 
 

@@ -14,7 +14,7 @@ import torch
 
 import ganzoo.data
 from ganzoo.errors import ArgumentError, Error, program
-from ganzoo.files import write_atomically
+from ganzoo.files import sweep, write_atomically
 from ganzoo.metrics.digits import DigitJudge
 from ganzoo.options import Checked, Count, CountOrZero
 from ganzoo.plots import save_curves, save_samples
@@ -175,9 +175,11 @@ def resume(folder, steps=0):
         raise ArgumentError("steps", f"above the {state['steps']} that {folder} has", variant.steps)
     trainer = _trainer(variant, options)
     trainer.load_state_dict(state)
-    if steps and distributed.rank() == 0:
-        config["options"]["steps"] = steps
-        write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
+    if distributed.rank() == 0:
+        sweep(folder)
+        if steps:
+            config["options"]["steps"] = steps
+            write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
     _carry_out(folder, trainer, options)
     return folder
 
