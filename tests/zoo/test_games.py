@@ -80,6 +80,12 @@ def test_parts_of_its_batches_add_up(name):
     torch.testing.assert_close(whole.networks.state_dict(), cut.networks.state_dict(), rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["unrolled", "cyclegan"])  # weights of others in place, and a loss that fills buffers
+def test_its_compiled_losses_train_alike(name):
+    eager, compiled = (trained(GAMES[name](), 2, compile=backend) for backend in (False, "aot_eager"))
+    torch.testing.assert_close(eager.networks.state_dict(), compiled.networks.state_dict(), rtol=1e-9, atol=1e-12)
+
+
 # --- what the page says of each ---
 
 

@@ -188,6 +188,29 @@ def test_phases_rebuild_the_networks_and_keep_what_they_share():
     assert same(run(straight), run(other)) and same(straight.state_dict(), other.state_dict())
 
 
+def test_players_that_come_with_a_phase_draw_numbers_of_their_own():
+    drawn = []
+
+    class Levels(Toy):
+        def phase_at(self, step):
+            return min(step, 1)
+
+        def players(self, ops):
+            return {f"{name}{self.phase}": player for name, player in super().players(ops).items()}
+
+        def schedule(self, step):
+            return [f"{name}{self.phase}" for name in self.turns]
+
+        def latents(self, count, generator):
+            drawn.append(super().latents(count, generator))
+            return drawn[-1]
+
+    trainer = Trainer(Levels(), points())
+    run(trainer, 2)
+    assert len(torch.stack(drawn).unique(dim=0)) == 4
+    assert trainer.updates == {"discriminator0": 1, "generator0": 1, "discriminator1": 1, "generator1": 1}
+
+
 @pytest.mark.parametrize("parts", [2, 4])
 def test_gradients_of_the_parts_of_a_batch_add_up(parts):
     whole, cut = Trainer(Toy(), points()), Trainer(Toy(), points(), accumulate=parts)

@@ -337,7 +337,10 @@ def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(ganzoo_comma
 
     monkeypatch.setattr(Trainer, "step", diverging)
     status, _, err = ganzoo_command("train", "gan", *QUICK, "--steps", 30, "--save-every", 10, "--runs", tmp_path)
-    assert (status, err) == (2, "ganzoo: training diverged: generator loss is nan at step 20.\n")
+    said = "training diverged: generator loss is nan at step 20.\n"
+    assert (status, err) == (2, f"ganzoo: {said}") and (only_run(tmp_path) / "log.txt").read_text().endswith(
+        f"step 20: {said}"
+    )
     assert ganzoo.load(only_run(tmp_path)).steps == 10
 
 
@@ -349,6 +352,35 @@ def test_monitor_writes_the_curves_as_json_lines(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["critic_loss"]) for line in lines] == [(2, 0.5), (3, 0.25)]
     assert 0 <= lines[0]["seconds"] <= lines[1]["seconds"]
+
+
+def test_alarms_are_in_the_progress_line_until_all_is_well(tmp_path, capsys):
+    with Monitor(tmp_path, "title", 0, 3) as monitor:
+        monitor.log(1, {"critic_loss": 0.5})
+        monitor.alarm(1, ["the samples are nearly alike", "the discriminator overpowers"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "critic loss 0.500 ALARM: the samples are nearly alike; the discriminator overpowers" in shown
+    assert (tmp_path / "log.txt").read_text() == (
+        "step 1: alarm: the samples are nearly alike.\nstep 1: alarm: the discriminator overpowers.\n"
+    )
+    with Monitor(tmp_path, "title", 1, 3) as monitor:
+        monitor.alarm(2, ["the samples are nearly alike"])
+        monitor.alarm(3, [])
+    assert "ALARM" not in capsys.readouterr().out
+
+
+def test_figures_can_be_read_by_tensorboard_also_those_of_a_resumed_run(ganzoo_command, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = [o for o in QUICK if o != "--no-tensorboard"]
+    assert ganzoo_command("train", "gan", *options, "--steps", 20, "--runs", tmp_path)[0] == 0
+    run = only_run(tmp_path)
+    assert ganzoo_command("resume", run, "--steps", 40)[0] == 0
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    lines = records(run)
+    assert {*events.Tags()["scalars"], "step"} == {name for line in lines for name in line}
+    seen = [(event.step, event.value) for event in events.Scalars("generator_loss")]
+    assert seen == [(line["step"], pytest.approx(line["generator_loss"])) for line in lines]
 
 
 def test_grid_shows_each_image_in_its_place(tmp_path):
