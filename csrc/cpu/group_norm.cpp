@@ -455,7 +455,7 @@ std::tuple<Tensor, Tensor, Tensor> stock_group_norm(const Tensor& x, const optio
   const int64_t n = x.size(0), c = x.size(1);
   std::array<StableIValue, 8> stack{from(x), from(weight), from(bias), from(n), from(c), from(x.numel() / (n * c)),
                                     from(groups), from(eps)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::native_group_norm", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::native_group_norm", "", stack.data(), TORCH_ABI_VERSION));
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};
 }
 
