@@ -128,10 +128,8 @@ class Trainer:
                 with torch.no_grad():
                     self.variant.enter(self.networks, self._draw, self._ops)
         self._players = self.variant.players(self._ops)
-        self.updates = {
-            **dict.fromkeys(self._players, 0),
-            **self.updates,
-        }  # those that are gone count on: draws follow the sum
+        # Players of an earlier phase keep their counts: what is drawn depends on the sum.
+        self.updates = {**dict.fromkeys(self._players, 0), **self.updates}
         self._averages, self._optimizers, self._rates, self._scalers = {}, {}, {}, {}
         self._names, self._params, self._averaged, self._losses = {}, {}, {}, {}
         for name, player in self._players.items():
