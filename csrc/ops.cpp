@@ -51,7 +51,8 @@ STABLE_TORCH_LIBRARY(gankernels, m) {
   m.def("minibatch_discrimination_bwd_bwd(Tensor grad_grad, Tensor grad, Tensor m) -> (Tensor, Tensor)");
 
   // StyleGAN. u = scale x + noise + b, then activation `act` (see gankernels/ops/bias_act.py), gain and clamp; scale (N, C), noise
-  // (N or 1, 1, ...), b (C,). saved is y where that tells the derivative, else x. Gradients of absent arguments have no elements.
+  // (N or 1, 1, ...), b (C,). saved is y where that tells the derivative, else x. Gradients of absent arguments have no elements, nor
+  // has that of a y on which the derivative does not depend.
   m.def(
       "bias_act(Tensor x, Tensor? scale, Tensor? noise, Tensor? b, int act, float alpha, float gain, float? clamp) -> Tensor");
   m.def(

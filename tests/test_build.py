@@ -1,6 +1,7 @@
 """What stands in the way of a build is said in one sentence."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,3 +69,11 @@ def test_bug_report_lists_every_op():
         "fast_convolution",
     ):
         assert word in run.stdout
+
+
+def test_names_that_the_oldest_headers_have():
+    """PyTorch's newer headers define macros that 2.10 and 2.11 lack, whatever version is aimed at."""
+    known = {"STABLE_TORCH_LIBRARY", "STABLE_TORCH_LIBRARY_FRAGMENT", "STABLE_TORCH_LIBRARY_IMPL"}
+    sources = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cpp", ".cuh", ".cu")]
+    used = {name: path for path in sources for name in re.findall(r"\bSTABLE_TORCH_\w+", path.read_text())}
+    assert used and {name: path for name, path in used.items() if name not in known} == {}

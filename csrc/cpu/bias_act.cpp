@@ -8,6 +8,7 @@
 
 #include "../common.h"
 #include "exponentials.h"
+#include "stream.h"
 #include "vec.h"
 
 namespace gankernels {
@@ -16,7 +17,7 @@ namespace {
 constexpr int64_t kTile = 1024;      // elements of a tile: the six buffers of a second derivative fit the first-level cache
 constexpr int64_t kItem = 65536;     // elements of an item of work, about
 constexpr int64_t kItemRows = 256;   // most rows of an item
-constexpr int64_t kItemCols = 4096;  // most columns: its tiles follow one another in memory, which prefetchers reward
+constexpr int64_t kBandCols = 4096;  // most columns where sums across rows are wanted: the fewer, the more rows share them
 
 // In the order of ACTIVATIONS in gankernels/ops/bias_act.py.
 enum Activation { kLinear, kReLU, kLeakyReLU, kTanh, kSigmoid, kELU, kSELU, kSoftplus, kSwish, kActivations };
@@ -105,20 +106,23 @@ GK_MULTIVERSION void differentiate(const A* __restrict in, A* __restrict first, 
 
 // --- tiles ---
 
-// A matrix per sample. Of planes its rows are channels, else its columns are.
+// A matrix per sample. Of planes its rows are channels, else its columns are. An item of work is a run of memory, whose tiles
+// prefetchers follow, or, for sums across the rows of planes, a band of their columns.
 struct Layout {
   int64_t samples, rows, cols;
-  bool planes;
+  bool planes, bands = false;
 
   int64_t tile_cols() const { return std::min(cols, kTile); }
-  int64_t item_cols() const { return std::min(cols, kItemCols); }
-  int64_t item_rows() const { return std::clamp<int64_t>(kItem / tile_cols(), 1, std::min(kItemRows, rows)); }
+  int64_t item_cols() const { return std::min(cols, bands ? kBandCols : kItem); }
+  int64_t item_rows() const {
+    return std::clamp<int64_t>(kItem / (bands ? tile_cols() : item_cols()), 1, std::min(kItemRows, rows));
+  }
   int64_t col_blocks() const { return (cols + item_cols() - 1) / item_cols(); }
   int64_t row_blocks() const { return (rows + item_rows() - 1) / item_rows(); }
 };
 
 struct Tile {
-  int64_t at, rows, cols, stride;
+  int64_t at, rows, cols;  // a run of memory: one row of those it belongs to, or a part of it, or several whole ones
   bool planes;
   int64_t size() const { return rows * cols; }
 };
@@ -129,42 +133,43 @@ struct Operands {
   const A *scale, *b, *noise;
 };
 
-// u = scale x + noise + b.
-template <class T, class A>
-GK_MULTIVERSION void affine(const T* x, Operands<A> o, A* __restrict u, Tile t) {
+// body(i, scale x + noise + b) for the i-th number of a tile.
+template <class T, class A, class Body>
+GK_INLINE void for_affine(const T* x, Operands<A> o, Tile t, const Body& body) {
   x += t.at;
-  for (int64_t r = 0; r < t.rows; ++r, x += t.stride, u += t.cols) {
+  for (int64_t r = 0; r < t.rows; ++r, x += t.cols) {
     if (!t.planes) {
       const A noise = o.noise ? o.noise[r] : A(0);
-      for (int64_t j = 0; j < t.cols; ++j) u[j] = o.scale[j] * A(x[j]) + (o.b[j] + noise);
+      for (int64_t j = 0; j < t.cols; ++j) body(r * t.cols + j, o.scale[j] * A(x[j]) + (o.b[j] + noise));
     } else if (o.noise) {
-      for (int64_t j = 0; j < t.cols; ++j) u[j] = o.scale[r] * A(x[j]) + (o.b[r] + o.noise[j]);
+      const A scale = o.scale[r], b = o.b[r];
+      for (int64_t j = 0; j < t.cols; ++j) body(r * t.cols + j, scale * A(x[j]) + (b + o.noise[j]));
     } else {
       const A scale = o.scale[r], b = o.b[r];
-      for (int64_t j = 0; j < t.cols; ++j) u[j] = scale * A(x[j]) + b;
+      for (int64_t j = 0; j < t.cols; ++j) body(r * t.cols + j, scale * A(x[j]) + b);
     }
   }
 }
 
 template <class T, class A>
-GK_MULTIVERSION void load(const T* x, A* __restrict u, Tile t) {
-  x += t.at;
-  for (int64_t r = 0; r < t.rows; ++r, x += t.stride, u += t.cols)
-    for (int64_t j = 0; j < t.cols; ++j) u[j] = A(x[j]);
+GK_MULTIVERSION void affine(const T* x, Operands<A> o, A* __restrict u, Tile t) {
+  for_affine(x, o, t, [&](int64_t i, A value) GK_INLINE_LAMBDA { u[i] = value; });
 }
 
 template <class T, class A>
-GK_MULTIVERSION void store(const A* u, T* __restrict y, Tile t) {
-  y += t.at;
-  for (int64_t r = 0; r < t.rows; ++r, y += t.stride, u += t.cols)
-    for (int64_t j = 0; j < t.cols; ++j) y[j] = T(u[j]);
+GK_MULTIVERSION void load(const T* x, A* __restrict u, Tile t) {
+  for (int64_t i = 0; i < t.size(); ++i) u[i] = A(x[t.at + i]);
+}
+
+template <class T, class A>
+GK_MULTIVERSION void store(const A* u, T* __restrict y, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) y[i] = T(u[i]);
 }
 
 // y = scale u.
 template <class T, class A>
 GK_MULTIVERSION void store_scaled(const A* u, const A* scale, T* __restrict y, Tile t) {
-  y += t.at;
-  for (int64_t r = 0; r < t.rows; ++r, y += t.stride, u += t.cols) {
+  for (int64_t r = 0; r < t.rows; ++r, y += t.cols, u += t.cols) {
     if (t.planes) {
       const A s = scale[r];
       for (int64_t j = 0; j < t.cols; ++j) y[j] = T(s * u[j]);
@@ -219,20 +224,20 @@ GK_INLINE A bent(A u, Slopes<A> f) {
 // y = bent(scale x + noise + b).
 template <class T, class A>
 GK_MULTIVERSION void bend_affine(const T* x, Operands<A> o, Slopes<A> f, T* __restrict y, Tile t) {
-  x += t.at;
-  y += t.at;
-  for (int64_t r = 0; r < t.rows; ++r, x += t.stride, y += t.stride) {
-    if (!t.planes) {
-      const A noise = o.noise ? o.noise[r] : A(0);
-      for (int64_t j = 0; j < t.cols; ++j) y[j] = T(bent(o.scale[j] * A(x[j]) + (o.b[j] + noise), f));
-    } else if (o.noise) {
-      const A scale = o.scale[r], b = o.b[r];
-      for (int64_t j = 0; j < t.cols; ++j) y[j] = T(bent(scale * A(x[j]) + (b + o.noise[j]), f));
-    } else {
-      const A scale = o.scale[r], b = o.b[r];
-      for (int64_t j = 0; j < t.cols; ++j) y[j] = T(bent(scale * A(x[j]) + b, f));
-    }
-  }
+  for_affine(x, o, t, [&](int64_t i, A u) GK_INLINE_LAMBDA { y[i] = T(bent(u, f)); });
+}
+
+// The derivative of `bent` from its result y.
+template <class A>
+GK_INLINE A slope_at(A y, Slopes<A> f) {
+  return y >= f.limit || y <= -f.limit ? A(0) : f.sign * y > 0 ? f.up : f.down;
+}
+
+// d_grad = (v + v_noise + v_b) f'(u), from the y that was kept.
+template <class T, class A>
+GK_MULTIVERSION void straighten_affine(const T* v, Operands<A> o, const T* saved, Slopes<A> f, T* __restrict d_grad, Tile t) {
+  saved += t.at;
+  for_affine(v, o, t, [&](int64_t i, A q) GK_INLINE_LAMBDA { d_grad[i] = T(q * slope_at(A(saved[i]), f)); });
 }
 
 // Where a tile's sums of t and of x t go, by channel, and of t by pixel; null where nobody wants them.
@@ -277,10 +282,9 @@ GK_MULTIVERSION void straighten(const T* grad, const T* saved, Operands<A> o, Sl
                                 Tile t) {
   grad += t.at;
   saved += t.at;
-  dx += t.at;
   double* const along = planes ? sums.b : sums.noise;
   double* const along_x = planes ? sums.scale : nullptr;
-  for (int64_t r = 0; r < t.rows; ++r, grad += t.stride, saved += t.stride, dx += t.stride) {
+  for (int64_t r = 0; r < t.rows; ++r, grad += t.cols, saved += t.cols, dx += t.cols) {
     double lanes[kLanes] = {}, lanes_x[kLanes] = {};
     for (int64_t j = 0; j < t.cols; j += kLanes) {
       const int64_t channel = planes ? r : j, pixel = planes ? j : r;
@@ -372,9 +376,9 @@ void check_side(const char* op, const char* name, const Maybe& side, const Tenso
   const auto sizes = side->sizes();
   GK_CHECK(std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end()), op, ": ", name, " must have shape ",
            shape_text(shape), ", got ", shape_text(sizes));
-  GK_CHECK(side->scalar_type() == x.scalar_type() || side->scalar_type() == accumulate_type(x.scalar_type()), op, ": ", name,
-           " must be ", torch::headeronly::toString(x.scalar_type()), " or ",
-           torch::headeronly::toString(accumulate_type(x.scalar_type())), ", got ",
+  const ScalarType narrow = x.scalar_type(), wide = accumulate_type(narrow);
+  GK_CHECK(side->scalar_type() == narrow || side->scalar_type() == wide, op, ": ", name, " must be ",
+           torch::headeronly::toString(narrow), narrow == wide ? "" : " or Float", ", got ",
            torch::headeronly::toString(side->scalar_type()));
 }
 
@@ -467,13 +471,31 @@ void for_each_tile(const Layout& layout, const Body& body) {
       for (int64_t row = item.row_block * item_rows; row < end_row; row += step) {
         for (int64_t col = item.col_block * item_cols; col < end_col; col += tile_cols) {
           const int64_t at = (item.sample * layout.rows + row) * layout.cols + col;
-          const Tile tile{at, std::min(step, end_row - row), std::min(tile_cols, end_col - col), layout.cols, layout.planes};
+          const Tile tile{at, std::min(step, end_row - row), std::min(tile_cols, end_col - col), layout.planes};
           body(tile, row, col, item);
         }
       }
     }
+    finish_streams();
   });
 }
+
+// Results of a tile: write(to) writes them to memory, or to a buffer from which they go around the cache.
+template <class T>
+struct Result {
+  T* data;
+  bool around;
+
+  explicit Result(const Tensor& t) : data(mutable_data<T>(t)), around(outgrows_cache(t)) {}
+
+  template <class Write>
+  void operator()(const Tile& tile, const Write& write) const {
+    if (!around) return write(data + tile.at);
+    T buffer[kTile];
+    write(buffer);
+    stream(buffer, data + tile.at, tile.size());
+  }
+};
 
 // Sums over pixels, by sample and channel, or over channels, by sample and pixel: each item of work adds to rows of its own,
 // which are summed in a fixed order.
@@ -529,13 +551,13 @@ struct SideOutputs {
 
   SideOutputs(const Tensor& x, const Maybe& scale_, const Maybe& noise_, const Maybe& b_) {
     using Sizes = std::vector<int64_t>;
-    const auto zeros = [&](const Sizes& sizes) {
+    const auto make = [&](const Sizes& sizes) {
       Tensor out = torch::stable::new_empty(x, sizes, accumulate_type(x.scalar_type()));
-      return torch::stable::zero_(out);
+      return x.numel() == 0 ? torch::stable::zero_(out) : out;  // sums over nothing
     };
-    scale = zeros(scale_ ? Sizes{x.size(0), x.size(1)} : Sizes{0});
-    noise = zeros(noise_ ? noise_shape(x, noise_samples(x, noise_)) : Sizes{0});
-    b = zeros(b_ ? Sizes{x.size(1)} : Sizes{0});
+    scale = make(scale_ ? Sizes{x.size(0), x.size(1)} : Sizes{0});
+    noise = make(noise_ ? noise_shape(x, noise_samples(x, noise_)) : Sizes{0});
+    b = make(b_ ? Sizes{x.size(1)} : Sizes{0});
   }
 
   template <class A>
@@ -580,15 +602,17 @@ Tensor bias_act(const Tensor& x_, const Maybe& scale, const Maybe& noise, const 
     const Layout layout = layout_of(x, scale || noise_samples(x, noise) == 1);
     const Sides<A> sides(layout, x, scale, noise, b, A(1));
     const auto f = shape_of<T>(alpha, gain, clamp);
+    const Result<T> result(y);
     if (is_piecewise_linear(act))
       return for_each_tile(layout, [&](const Tile& tile, int64_t row, int64_t col, const Item& item) {
-        bend_affine(data<T>(x), sides.at(item.sample, row, col), Slopes<A>(act, f), mutable_data<T>(y), tile);
+        const auto operands = sides.at(item.sample, row, col);
+        result(tile, [&](T* to) { bend_affine(data<T>(x), operands, Slopes<A>(act, f), to, tile); });
       });
     for_each_tile(layout, [&](const Tile& tile, int64_t row, int64_t col, const Item& item) {
       A u[kTile];
       affine(data<T>(x), sides.at(item.sample, row, col), u, tile);
       with_activation<kTanh>(act, [&]<int kAct>() { activate<kAct>(u, tile.size(), f); });
-      store(u, mutable_data<T>(y), tile);
+      result(tile, [&](T* to) { store(u, to, tile.size()); });
     });
   });
   return y;
@@ -606,11 +630,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bias_act_bwd(const Tensor& grad_, con
   const SideOutputs out(saved, scale, noise, b);
   dispatch_floating(op, saved.scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;
-    const Layout layout = layout_of(saved, scale || noise_samples(saved, noise) == 1);
+    Layout layout = layout_of(saved, scale || noise_samples(saved, noise) == 1);
+    layout.bands = layout.planes && noise;
     const bool from_y = keeps_y(scale, act, alpha);
     const Sides<A> sides(layout, saved, scale, from_y ? std::nullopt : noise, from_y ? std::nullopt : b, A(1));
     SideGradients<A> sums(layout, bool(scale), bool(noise), bool(b));
     const auto f = shape_of<T>(alpha, gain, clamp);
+    const Result<T> result(dx);
     for_each_tile(layout, [&](const Tile& tile, int64_t row, int64_t col, const Item& item) {
       const auto operands = sides.at(item.sample, row, col);
       if (is_piecewise_linear(act)) {
@@ -618,14 +644,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bias_act_bwd(const Tensor& grad_, con
                           : from_y      ? straighten<false, true, T, A>
                                         : straighten<false, false, T, A>;
         const SumsOfTile of_tile{sums.b.of(row, col, item), sums.scale.of(row, col, item), sums.noise.of(row, col, item)};
-        return pass(data<T>(grad), data<T>(saved), operands, Slopes<A>(act, f), mutable_data<T>(dx), of_tile, tile);
+        return result(tile, [&](T* to) { pass(data<T>(grad), data<T>(saved), operands, Slopes<A>(act, f), to, of_tile, tile); });
       }
       A in[kTile], t[kTile], first[kTile];
       affine(data<T>(saved), operands, in, tile);
       differentiate_by<false, A>(act, from_y, in, first, nullptr, tile.size(), f);
       load(data<T>(grad), t, tile);
       multiply(first, t, tile.size());
-      store_scaled(t, operands.scale, mutable_data<T>(dx), tile);
+      result(tile, [&](T* to) { store_scaled(t, operands.scale, to, tile); });
       sums.b.add(t, tile, row, col, item);
       sums.noise.add(t, tile, row, col, item);
       if (scale) {
@@ -652,19 +678,28 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bias_act_bwd_bwd(
   check_side(op, "v_scale", v_scale, saved_, {saved_.size(0), saved_.size(1)});
   check_side(op, "v_noise", v_noise, saved_, noise_shape(saved_, noise_samples(saved_, v_noise)));
   check_side(op, "v_b", v_b, saved_, {saved_.size(1)});
-  const Tensor saved = planes_or_rows(saved_), grad = in_layout_of(saved, grad_), v = in_layout_of(saved, v_);
-  Tensor d_grad = torch::stable::empty_like(saved), d_saved = torch::stable::empty_like(saved);
-  const bool from_y = keeps_y(scale, act, alpha);
+  GK_CHECK(scale || !v_scale, op, ": v_scale must be absent where scale is");
+  const bool from_y = keeps_y(scale, act, alpha), straight = from_y && is_piecewise_linear(act);
+  const Tensor saved = planes_or_rows(saved_), grad = straight ? grad_ : in_layout_of(saved, grad_), v = in_layout_of(saved, v_);
+  Tensor d_grad = torch::stable::empty_like(saved);
+  Tensor d_saved = straight ? torch::stable::new_empty(saved, std::vector<int64_t>{0}) : torch::stable::empty_like(saved);
   const Maybe of_x = std::nullopt;
   const SideOutputs out(saved, scale, from_y ? of_x : noise, from_y ? of_x : b);
   dispatch_floating(op, saved.scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;
-    const Layout layout =
-        layout_of(saved, scale || v_scale || noise_samples(saved, noise) == 1 || noise_samples(saved, v_noise) == 1);
+    Layout layout = layout_of(saved, scale || v_scale || noise_samples(saved, noise) == 1 || noise_samples(saved, v_noise) == 1);
+    layout.bands = layout.planes && noise && !from_y;
     const Sides<A> sides(layout, saved, scale, from_y ? of_x : noise, from_y ? of_x : b, A(1));
     const Sides<A> v_sides(layout, saved, v_scale, v_noise, v_b, A(0));
     SideGradients<A> sums(layout, bool(scale), !from_y && noise, !from_y && b);
     const auto f = shape_of<T>(alpha, gain, clamp);
+    const Result<T> result(d_grad), result_saved(d_saved);
+    if (straight)
+      return for_each_tile(layout, [&](const Tile& tile, int64_t row, int64_t col, const Item& item) {
+        const auto operands = sides.at(item.sample, row, col), v_operands = v_sides.at(item.sample, row, col);
+        const Operands<A> q{operands.scale, v_operands.b, v_operands.noise};
+        result(tile, [&](T* to) { straighten_affine(data<T>(v), q, data<T>(saved), Slopes<A>(act, f), to, tile); });
+      });
     for_each_tile(layout, [&](const Tile& tile, int64_t row, int64_t col, const Item& item) {
       A x[kTile], t[kTile], q[kTile], first[kTile], second[kTile];
       const auto operands = sides.at(item.sample, row, col), v_operands = v_sides.at(item.sample, row, col);
@@ -676,7 +711,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bias_act_bwd_bwd(
       if (v_scale) add_scaled(x, v_operands.scale, q, tile);
       load(data<T>(grad), t, tile);
       bend_back(q, first, second, t, n);
-      store(q, mutable_data<T>(d_grad), tile);
+      result(tile, [&](T* to) { store(q, to, n); });
       sums.b.add(second, tile, row, col, item);
       sums.noise.add(second, tile, row, col, item);
       if (scale) {
@@ -688,9 +723,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bias_act_bwd_bwd(
         std::fill_n(q, n, A(0));
         add_scaled(second, operands.scale, q, tile);
         add_scaled(t, v_operands.scale, q, tile);
-        store(q, mutable_data<T>(d_saved), tile);
+        result_saved(tile, [&](T* to) { store(q, to, n); });
       } else {
-        store_scaled(second, operands.scale, mutable_data<T>(d_saved), tile);
+        result_saved(tile, [&](T* to) { store_scaled(second, operands.scale, to, tile); });
       }
     });
     out.write(sums, saved);

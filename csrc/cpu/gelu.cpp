@@ -136,7 +136,7 @@ template <class... Tensors>
 Tensor by_stock(const char* op, bool tanh_form, const Tensors&... tensors) {
   using torch::stable::detail::from, torch::stable::detail::to;
   std::array<StableIValue, sizeof...(tensors) + 1> stack{from(tensors)..., from(std::string(tanh_form ? "tanh" : "none"))};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack.data(), TORCH_ABI_VERSION));
   return to<Tensor>(stack[0]);
 }
 

@@ -441,8 +441,7 @@ Tensor per_channel_output(const Tensor& x, bool wanted) {
   return torch::stable::new_empty(x, channels, accumulate_type(x.scalar_type()));
 }
 
-// Stock's kernels are faster where there are pixels: they leave a tile to the next sweep later than the units here do, which keeps
-// memory busier.
+// Stock's kernels are faster where there are pixels.
 bool stock_takes(const Tensor& x, bool centre) {
   return centre && x.numel() > x.size(0) * x.size(1) && (x.dim() == 4 || x.size(1) == 1 || x.stride(1) != 1);
 }
@@ -467,7 +466,7 @@ std::tuple<Tensor, Tensor, Tensor> by_stock(const char* op, const Tensor& x, int
   const int64_t n = x.size(0), c = x.size(1);
   std::array<StableIValue, sizeof...(tensors) + 5> stack{from(tensors)..., from(n), from(c), from(x.numel() / (n * c)),
                                                          from(groups), from(further)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack.data(), TORCH_ABI_VERSION));
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};
 }
 

@@ -1,6 +1,6 @@
 // o_ib = sum_j K_ijb with K_ijb = exp(-sum_c |m_ibc - m_jbc|), and its first and second derivative.
-// Work goes by (b, tile of rows i): a lane has one row of the tile and meets every row j in turn, so that nothing is summed
-// across lanes, and memory beyond the result is one matrix m_b per thread, never N x N.
+// A lane has one row i of a tile and meets the rows j in turn. K is symmetric: but for the second derivative, a row j meets the tiles up
+// to its own, and what it adds to their rows they add to it. Memory beyond the result is a few matrices like m_b per thread, never N x N.
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -77,11 +77,11 @@ GK_INLINE void affinities(const A* tile, const A* rows, int64_t channels, Lanes<
   }
 }
 
-// sum += w sign(d); times a NaN it is NaN, also at 0.
+// w sign(d); times a NaN it is NaN, also at 0.
 template <int kBytes, class A, class V>
-GK_INLINE void add_signed(V& sum, const V& w, const V& d) {
+GK_INLINE V with_sign_of(const V& d, const V& w) {
   using L = Lanes<kBytes, A>;
-  sum += w * (V)((((typename L::Bits)d & L::kSign) | L::kUnit) & (typename L::Bits)(d != 0));
+  return w * (V)((((typename L::Bits)d & L::kSign) | L::kUnit) & (typename L::Bits)(d != 0));
 }
 
 // out_c += sum_i w_i sign(m_c - rows_ic), a tile's lanes against several rows.
@@ -92,7 +92,7 @@ GK_INLINE void add_rows(const A* tile, const A* rows, const Lanes<kBytes, A> (&w
     t.load(tile + c * kRows);
     sum.load(out + c * kRows);
     for (int i = 0; i < kCount; ++i)
-      for (int m = 0; m < 2; ++m) add_signed<kBytes, A>(sum.of[m], w[i].of[m], t.of[m] - rows[i * channels + c]);
+      for (int m = 0; m < 2; ++m) sum.of[m] += with_sign_of<kBytes, A>(t.of[m] - rows[i * channels + c], w[i].of[m]);
     sum.store(out + c * kRows);
   }
 }
@@ -105,42 +105,91 @@ GK_INLINE void for_rows(int64_t begin, int64_t end, const Body& body) {
   for (; j < end; ++j) body.template operator()<1>(j);
 }
 
-// sums_i = sum_j K_ij, in runs so that a large batch loses no more digits than a small one.
 template <int kBytes, class A>
-GK_INLINE void forward_tile(const A* tile, const A* rows, int64_t samples, int64_t channels, A* __restrict sums) {
+GK_INLINE A sum_of(const register_of<A, kBytes>& v) {
+  A sum = 0;
+  for (size_t l = 0; l < kBytes / sizeof(A); ++l) sum += v[l];
+  return sum;
+}
+
+// sums_i = sum_j K_ij. `run` holds what a tile of rows j adds, so that a large batch loses no more digits than a small one.
+template <int kBytes, class A>
+GK_INLINE void forward_feature(const A* tiles, const A* rows, int64_t samples, int64_t channels, A* __restrict run,
+                               A* __restrict sums) {
   using L = Lanes<kBytes, A>;
-  for (int64_t at = 0; at < kRows; at += L::kBoth) {
-    L sum = {};
-    for (int64_t begin = 0; begin < samples; begin += 64) {
-      L run = {};
-      for_rows(begin, std::min(samples, begin + 64), [&]<int kCount>(int64_t j) GK_INLINE_LAMBDA {
-        L k[kCount];
-        affinities(tile + at, rows + j * channels, channels, k);
-        for (const L& one : k)
-          for (int m = 0; m < 2; ++m) run.of[m] += one.of[m];
-      });
-      for (int m = 0; m < 2; ++m) sum.of[m] += run.of[m];
-    }
-    sum.store(sums + at);
+  for (int64_t begin = 0; begin < samples; begin += kRows) {
+    std::fill_n(run, begin + kRows, A(0));
+    for_rows(begin, std::min(samples, begin + kRows), [&]<int kCount>(int64_t j) GK_INLINE_LAMBDA {
+      typename L::V of_rows[kCount] = {};
+      for (int64_t tile = 0; tile <= begin; tile += kRows)
+        for (int64_t at = 0; at < kRows; at += L::kBoth) {
+          L k[kCount], sum;
+          affinities(tiles + tile * channels + at, rows + j * channels, channels, k);
+          sum.load(run + tile + at);
+          for (int i = 0; i < kCount; ++i) {
+            if (tile < begin) of_rows[i] += k[i].of[0] + k[i].of[1];
+            for (int m = 0; m < 2; ++m) sum.of[m] += k[i].of[m];
+          }
+          sum.store(run + tile + at);
+        }
+      for (int i = 0; i < kCount; ++i) run[j + i] += sum_of<kBytes, A>(of_rows[i]);
+    });
+    for (int64_t i = 0; i < begin; ++i) sums[i] += run[i];
+    std::copy_n(run + begin, kRows, sums + begin);
   }
 }
 
-// out_ic = -sum_j (g_i + g_j) K_ij sign(m_ic - m_jc).
+// out_ic = -sum_j (g_i + g_j) K_ij sign(m_ic - m_jc), tile by tile as `tiles` is; of_rows: room for the sums of kAtOnce rows.
 template <int kBytes, class A>
-GK_INLINE void bwd_tile(const A* tile, const A* rows, const A* tile_grad, const A* grad, int64_t samples, int64_t channels,
-                        A* __restrict out) {
+GK_INLINE void bwd_feature(const A* tiles, const A* rows, const A* grad, int64_t samples, int64_t channels, A* __restrict of_rows,
+                           A* __restrict out) {
   using L = Lanes<kBytes, A>;
-  for (int64_t c = 0; c < channels * kRows; ++c) out[c] = 0;
-  for (int64_t at = 0; at < kRows; at += L::kBoth)
-    for_rows(0, samples, [&]<int kCount>(int64_t j) GK_INLINE_LAMBDA {
-      const A* row = rows + j * channels;
-      L w[kCount], g;
-      affinities(tile + at, row, channels, w);
-      g.load(tile_grad + at);
+  using V = typename L::V;
+  for_rows(0, samples, [&]<int kCount>(int64_t j) GK_INLINE_LAMBDA {
+    const int64_t own = j / kRows * kRows;
+    const A* row = rows + j * channels;
+    const auto weights = [&](int64_t tile, L(&w)[kCount]) GK_INLINE_LAMBDA {
+      L g;
+      affinities(tiles + tile / kRows * kRows * channels + tile % kRows, row, channels, w);
+      g.load(grad + tile);
       for (int i = 0; i < kCount; ++i)
         for (int m = 0; m < 2; ++m) w[i].of[m] *= -(g.of[m] + grad[j + i]);
-      add_rows(tile + at, row, w, channels, out + at);
-    });
+    };
+    std::fill_n(of_rows, kAtOnce * channels * L::kOne, A(0));
+    for (int64_t tile = 0; tile < own; tile += L::kBoth) {
+      L w[kCount];
+      weights(tile, w);
+      const int64_t first = tile / kRows * kRows * channels + tile % kRows;
+      for (int64_t c = 0; c < channels; ++c) {
+        L t, sum;
+        t.load(tiles + first + c * kRows);
+        sum.load(out + first + c * kRows);
+        for (int i = 0; i < kCount; ++i) {
+          V others;
+          A* const at = of_rows + (i * channels + c) * L::kOne;
+          std::memcpy(&others, at, kBytes);
+          for (int m = 0; m < 2; ++m) {
+            const V pulled = with_sign_of<kBytes, A>(t.of[m] - row[i * channels + c], w[i].of[m]);
+            sum.of[m] += pulled;
+            others -= pulled;
+          }
+          std::memcpy(at, &others, kBytes);
+        }
+        sum.store(out + first + c * kRows);
+      }
+    }
+    for (int64_t at = 0; at < kRows; at += L::kBoth) {
+      L w[kCount];
+      weights(own + at, w);
+      add_rows(tiles + own * channels + at, row, w, channels, out + own * channels + at);
+    }
+    for (int i = 0; i < kCount; ++i)
+      for (int64_t c = 0; c < channels; ++c) {
+        V others;
+        std::memcpy(&others, of_rows + (i * channels + c) * L::kOne, kBytes);
+        out[(own * channels) + c * kRows + j + i - own] += sum_of<kBytes, A>(others);
+      }
+  });
 }
 
 // With S_ij = sum_c (v_ic - v_jc) sign(m_ic - m_jc):
@@ -162,7 +211,7 @@ GK_INLINE void bwd_bwd_tile(const A* tile, const A* rows, const A* tile_v, const
         u.load(tile_v + c * kRows + at);
         for (int i = 0; i < kCount; ++i)
           for (int m = 0; m < 2; ++m)
-            add_signed<kBytes, A>(s[i].of[m], u.of[m] - row_v[i * channels + c], t.of[m] - row[i * channels + c]);
+            s[i].of[m] += with_sign_of<kBytes, A>(t.of[m] - row[i * channels + c], u.of[m] - row_v[i * channels + c]);
       }
       g.load(tile_grad + at);
       for (int i = 0; i < kCount; ++i)
@@ -193,6 +242,11 @@ void take_tile(const A* rows, int64_t begin, int64_t samples, int64_t channels, 
   for (int64_t c = 0; c < channels; ++c)
     for (int64_t l = 0; l < kRows; ++l) tile[c * kRows + l] = begin + l < samples ? rows[(begin + l) * channels + c] : 0;
 }
+template <class A>
+void take_tiles(const A* rows, Sizes n, A* tiles) {
+  for (int64_t begin = 0; begin < n.samples; begin += kRows)
+    take_tile(rows, begin, n.samples, n.channels, tiles + begin * n.channels);
+}
 template <class T, class A>
 void put_tile(const A* tile, int64_t b, int64_t begin, Sizes n, T* out) {
   for (int64_t l = 0; l < std::min(kRows, n.samples - begin); ++l)
@@ -211,6 +265,19 @@ void for_each_tile(Sizes n, const Make& make) {
     auto body = make();
     for (int64_t item = first; item < last; ++item)
       body(item / tiles, item % tiles * kRows, item == first || item % tiles == 0);
+  });
+}
+
+constexpr int64_t whole_tiles(int64_t samples) { return (samples + kRows - 1) / kRows * kRows; }
+
+// body(b) for every feature; `make` makes a thread's body, with the memory it works in.
+template <class Make>
+void for_each_feature(Sizes n, const Make& make) {
+  const int64_t work = n.samples * n.samples * std::max<int64_t>(1, n.channels);
+  if (n.samples == 0) return;
+  torch::stable::parallel_for(0, n.features, std::max<int64_t>(1, 4 * kChunk / work), [&](int64_t first, int64_t last) {
+    auto body = make();
+    for (int64_t b = first; b < last; ++b) body(b);
   });
 }
 
@@ -234,16 +301,16 @@ Tensor minibatch_discrimination(const Tensor& m_) {
   Tensor out = torch::stable::new_empty(m, std::vector<int64_t>{n.samples, n.features});
   dispatch_floating(op, m.scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;
-    for_each_tile(n, [&] {
-      return [&, rows = std::vector<A>(n.samples * n.channels), tile = std::vector<A>(n.channels * kRows)](
-                 int64_t b, int64_t begin, bool next) mutable {
-        if (next) take_rows(data<T>(m), b, n, rows.data());
-        take_tile(rows.data(), begin, n.samples, n.channels, tile.data());
-        A sums[kRows];
+    const int64_t padded = whole_tiles(n.samples);
+    for_each_feature(n, [&] {
+      return [&, rows = std::vector<A>(n.samples * n.channels), tiles = std::vector<A>(padded * n.channels),
+              run = std::vector<A>(padded), sums = std::vector<A>(padded)](int64_t b) mutable {
+        take_rows(data<T>(m), b, n, rows.data());
+        take_tiles(rows.data(), n, tiles.data());
         with_registers([&]<int kBytes>() GK_INLINE_LAMBDA {
-          forward_tile<kBytes>(tile.data(), rows.data(), n.samples, n.channels, sums);
+          forward_feature<kBytes>(tiles.data(), rows.data(), n.samples, n.channels, run.data(), sums.data());
         });
-        put_tile(sums, b, begin, {n.samples, n.features, 1}, mutable_data<T>(out));
+        for (int64_t i = 0; i < n.samples; ++i) mutable_data<T>(out)[i * n.features + b] = T(sums[i]);
       };
     });
   });
@@ -258,19 +325,20 @@ Tensor minibatch_discrimination_bwd(const Tensor& grad_, const Tensor& m_) {
   Tensor out = torch::stable::new_empty(m, m.sizes());
   dispatch_floating(op, m.scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;
-    for_each_tile(n, [&] {
-      return [&, rows = std::vector<A>(n.samples * n.channels), grads = std::vector<A>(n.samples),
-              tile = std::vector<A>(n.channels * kRows), result = std::vector<A>(n.channels * kRows)](
-                 int64_t b, int64_t begin, bool next) mutable {
-        if (next) take_rows(data<T>(m), b, n, rows.data());
-        if (next) take_rows(data<T>(grad), b, {n.samples, n.features, 1}, grads.data());
-        take_tile(rows.data(), begin, n.samples, n.channels, tile.data());
-        A tile_grad[kRows];
-        take_tile(grads.data(), begin, n.samples, 1, tile_grad);
+    const int64_t padded = whole_tiles(n.samples);
+    for_each_feature(n, [&] {
+      return [&, rows = std::vector<A>(n.samples * n.channels), grads = std::vector<A>(padded),
+              tiles = std::vector<A>(padded * n.channels), result = std::vector<A>(padded * n.channels),
+              of_rows = std::vector<A>(kAtOnce * n.channels * kRows)](int64_t b) mutable {
+        take_rows(data<T>(m), b, n, rows.data());
+        take_rows(data<T>(grad), b, {n.samples, n.features, 1}, grads.data());
+        take_tiles(rows.data(), n, tiles.data());
+        std::fill(result.begin(), result.end(), A(0));
         with_registers([&]<int kBytes>() GK_INLINE_LAMBDA {
-          bwd_tile<kBytes>(tile.data(), rows.data(), tile_grad, grads.data(), n.samples, n.channels, result.data());
+          bwd_feature<kBytes>(tiles.data(), rows.data(), grads.data(), n.samples, n.channels, of_rows.data(), result.data());
         });
-        put_tile(result.data(), b, begin, n, mutable_data<T>(out));
+        for (int64_t begin = 0; begin < n.samples; begin += kRows)
+          put_tile(result.data() + begin * n.channels, b, begin, n, mutable_data<T>(out));
       };
     });
   });

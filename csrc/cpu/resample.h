@@ -77,6 +77,22 @@ GK_INLINE void store_in_turn(T* out, const V& a, const V& b) {
   }
 }
 
+// even, odd = the numbers of a block in turn.
+template <class A, class V, int kCount>
+GK_INLINE void store_apart(A* even, A* odd, const V (&values)[kCount]) {
+  constexpr int lanes = sizeof(V) / sizeof(A);
+  if constexpr (kCount == 2 && lanes > 1) {
+    [&]<int... l>(std::integer_sequence<int, l...>) GK_INLINE_LAMBDA {
+      store<A>(even, __builtin_shufflevector(values[0], values[1], (2 * l)...));
+      store<A>(odd, __builtin_shufflevector(values[0], values[1], (2 * l + 1)...));
+    }(std::make_integer_sequence<int, lanes>());
+  } else {
+    A numbers[kCount * lanes];
+    store<A>(numbers, values);
+    for (int l = 0; l < kCount * lanes; ++l) (l % 2 ? odd : even)[l / 2] = numbers[l];
+  }
+}
+
 // Consecutive rows, `stride` numbers apart.
 template <class A>
 struct RowsAt {
@@ -243,7 +259,7 @@ class Stage {
  public:
   explicit Stage(const Plan<A>& plan)
       : plan_(plan), group_(std::clamp<int64_t>(2048 / (plan.x.out * plan.channels), 1, 8)),
-        placed_(plan.filter.separable ? group_ * plan.placed() : 0), plain_(plan.parts > 1 ? group_ * plan.used() : 0),
+        placed_(plan.filter.separable ? group_ * plan.placed() : 0), plain_(group_ * plan.used()),
         placed_rows_(plan.placed(), plan.filter.separable ? 0 : most_rows()) {}
 
   int64_t most_rows() const { return plan_.most_rows(group_); }  // that a source is asked for at once
@@ -259,14 +275,11 @@ class Stage {
       T* to = out + (o - first) * stride;
       if (plan_.filter.separable) {
         const RowsAt<A> from = source(begin, count);
-        A* placed = placed_.data();
-        if (plan_.parts == 1) placed += (plan_.begin - plan_.base) * plan_.channels;
-        const int64_t apart = plan_.parts == 1 ? plan_.placed() : plan_.used();
         for (int64_t r = 0; r < n; ++r)
-          sum_rows<kBytes>(from.at(plan_.rows[o + r].first - begin), plan_.rows[o + r],
-                           (plan_.parts == 1 ? placed : plain_.data()) + r * apart);
-        if (plan_.parts > 1)
-          for (int64_t r = 0; r < n; ++r) place(plain_.data() + r * apart, placed_.data() + r * plan_.placed());
+          sum_rows<kBytes>(from.at(plan_.rows[o + r].first - begin), plan_.rows[o + r], placed_.data() + r * plan_.placed(),
+                           plain_.data() + r * plan_.used());
+        if (plan_.parts > 2)
+          for (int64_t r = 0; r < n; ++r) place(plain_.data() + r * plan_.used(), placed_.data() + r * plan_.placed());
         for (int64_t r = 0; r < n; ++r)
           across<kBytes>({placed_.data() + r * plan_.placed(), 0}, 1, 0, to + r * stride, pixels);
       } else {
@@ -282,30 +295,36 @@ class Stage {
   }
 
  private:
-  // Columns begin to end of an output row before its columns are resampled.
+  // Columns begin to end of an output row before its columns are resampled: where they are placed, or as they come.
   template <int kBytes>
-  GK_INLINE void sum_rows(RowsAt<A> rows, const typename Plan<A>::Row& row, A* __restrict out) {
+  GK_INLINE void sum_rows(RowsAt<A> rows, const typename Plan<A>::Row& row, A* __restrict placed, A* __restrict plain) {
     const A *from = rows.first + plan_.begin * plan_.channels, *weights = plan_.filter.down.data() + row.tap;
-    const int64_t up = plan_.y.up, count = row.count;
+    const int64_t up = plan_.y.up, parts = plan_.parts, first = (plan_.begin - plan_.base) * plan_.channels;
+    const int64_t count = row.count;
     in_blocks<A, kBytes>(plan_.used(), [&]<class V, int kCount>(int64_t i) GK_INLINE_LAMBDA {
       V sum[kCount] = {};
       for (int64_t k = 0; k < count; ++k) add(sum, weights[k * up], from + k * rows.stride + i);
-      store<A>(out + i, sum);
+      if (parts == 1)
+        store<A>(placed + first + i, sum);
+      else if (parts == 2)
+        store_apart<A>(place_of(placed, first + i, 2), place_of(placed, first + i + 1, 2), sum);
+      else
+        store<A>(plain + i, sum);
     });
   }
+
+  GK_INLINE A* place_of(A* placed, int64_t i, int64_t parts) const { return placed + i % parts * plan_.length + i / parts; }
 
   // Columns begin to end of a row, apart by their place in a step.
   GK_INLINE void place(const A* row, A* __restrict placed) {
     const int64_t pixels = plan_.end - plan_.begin, first = plan_.begin - plan_.base, parts = plan_.parts;
-    const auto at = [&](int64_t i) GK_INLINE_LAMBDA { return placed + i % parts * plan_.length + i / parts; };
     if (parts == 1) {
       std::copy_n(row, plan_.used(), placed + first * plan_.channels);
-    } else if (parts == 2) {
-      A *__restrict even = at(first), *__restrict odd = at(first + 1);
-      for (int64_t i = 0; i < pixels / 2; ++i) even[i] = row[2 * i], odd[i] = row[2 * i + 1];
-      if (pixels % 2) even[pixels / 2] = row[pixels - 1];
-    } else {
-      for (int64_t i = 0; i < pixels; ++i) *at(first + i) = row[i];
+      return;
+    }
+    for (int64_t part = 0; part < parts; ++part) {
+      A* to = place_of(placed, first + part, parts);
+      for (int64_t i = part; i < pixels; i += parts) *to++ = row[i];
     }
   }
 

@@ -396,7 +396,8 @@ def bias_act_bwd_bwd_kernel(
         if V_SCALE:
             dx += v_scale * t
         tl.store(d_grad_ptr + at, (q * first).to(d_grad_ptr.dtype.element_ty), mask)
-        tl.store(d_saved_ptr + at, dx.to(d_saved_ptr.dtype.element_ty), mask)
+        if not (FROM_Y and ACT <= LRELU):
+            tl.store(d_saved_ptr + at, dx.to(d_saved_ptr.dtype.element_ty), mask)
         if not FROM_Y:
             d_scale = x * du + v * t
             if PLANES:
@@ -522,7 +523,8 @@ def _bias_act_bwd_triton(grad, saved, scale, noise, b, act, alpha, gain, clamp):
 
 def _bias_act_bwd_bwd_triton(v, v_scale, v_noise, v_b, grad, saved, scale, noise, b, act, alpha, gain, clamp):
     saved = _planes_or_rows(saved)
-    d_grad, d_saved = torch.empty_like(saved), torch.empty_like(saved)
+    d_grad = torch.empty_like(saved)
+    d_saved = saved.new_empty(0) if _is_straight(scale, act, alpha) else torch.empty_like(saved)
     from_y = _keeps_y(scale, act, alpha)
     if from_y:
         noise = b = None
@@ -541,62 +543,17 @@ def _bias_act_bwd_bwd_triton(v, v_scale, v_noise, v_b, grad, saved, scale, noise
     return d_grad, d_saved, *launch.totals(partials, scale, noise, b)
 
 
-# --- fake and derivatives ---
+# --- fake and derivatives, but for those of csrc/autograd/bias_act.cpp ---
 
 
 def _keeps_y(scale, act, alpha):
-    """Whether backward works from y; the kernels follow the same rule."""
+    """Whether backward works from y; kernels and autograd nodes follow the same rule."""
     return scale is None and act != NUMBERS["swish"] and (act != NUMBERS["lrelu"] or alpha >= 0)
 
 
-def _setup_context(ctx, inputs, output):
-    x, scale, noise, b, *ctx.numbers = inputs
-    act, alpha, _, clamp = ctx.numbers
-    if not _keeps_y(scale, act, alpha):
-        ctx.save_for_backward(x, scale, noise, b)
-        return
-    # here noise and b only say that their gradients are wanted; a plain linear function needs nothing at all
-    saved = None if act == NUMBERS["linear"] and clamp is None else output
-    ctx.save_for_backward(saved, None, *(t if ctx.needs_input_grad[i] else None for i, t in ((2, noise), (3, b))))
-
-
-def _like(sides, gradients):
-    """Gradients in the dtype of what they are of; None for what was absent."""
-    return tuple(None if side is None else gradient.to(side.dtype) for side, gradient in zip(sides, gradients))
-
-
-def _backward(ctx, grad):
-    saved, *sides = ctx.saved_tensors
-    dx, *gradients = _op.bias_act_bwd(grad, grad if saved is None else saved, *sides, *ctx.numbers)
-    return dx, *_like(sides, gradients), None, None, None, None
-
-
-def _bwd_setup_context(ctx, inputs, output):
-    *tensors, ctx.act, ctx.alpha, ctx.gain, ctx.clamp = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.set_materialize_grads(False)
-
-
-def _bwd_backward(ctx, v, v_scale, v_noise, v_b):
-    grad, saved, scale, noise, b = ctx.saved_tensors
-    numbers = ctx.act, ctx.alpha, ctx.gain, ctx.clamp
-    # what was absent has gradients without elements, and they may get gradients
-    v_scale, v_noise, v_b = (v if t is not None else None for t, v in ((scale, v_scale), (noise, v_noise), (b, v_b)))
-    if v is None:
-        v = torch.zeros_like(saved)
-    if ctx.act < _PIECEWISE_LINEAR and _keeps_y(scale, ctx.act, ctx.alpha):
-        wide = v if v_noise is None else v + v_noise
-        wide = wide if v_b is None else wide + v_b.reshape(-1, *[1] * (v.dim() - 2))
-        dg = _op.bias_act_bwd(wide.to(v.dtype), saved, None, None, None, *numbers)[0]
-        # b and noise do not enter. Zero rather than absent, as stock has it: data-parallel reducers count on that .grad.
-        zeros = tuple(None if t is None else torch.zeros_like(t) for t in (noise, b))
-        return dg, None, None, *zeros, None, None, None, None
-    dg, dx, *gradients = _op.bias_act_bwd_bwd(v, v_scale, v_noise, v_b, grad, saved, scale, noise, b, *numbers)
-    if _keeps_y(scale, ctx.act, ctx.alpha):
-        gradients = (None if t is None else torch.zeros_like(t) for t in (scale, noise, b))
-    else:
-        gradients = _like((scale, noise, b), gradients)
-    return dg, dx, *gradients, None, None, None, None
+def _is_straight(scale, act, alpha):
+    """Whether, besides, the derivative of f' in y is zero everywhere."""
+    return act < _PIECEWISE_LINEAR and _keeps_y(scale, act, alpha)
 
 
 def _bwd_bwd_setup_context(ctx, inputs, output):
@@ -611,6 +568,13 @@ def _bwd_bwd_backward(ctx, w_grad, w_saved, w_scale, w_noise, w_b):
         refuse_derivative("bias_act_bwd_bwd")(ctx)
     numbers = ctx.act, ctx.alpha, ctx.gain, ctx.clamp
     tensors = ctx.saved_tensors
+    if _is_straight(tensors[6], *numbers[:2]):  # m is what the first derivative multiplies with
+        gradients = [None] * 9
+        if w_grad is not None:
+            of_v, _, *of_sides = _op.bias_act_bwd(w_grad, tensors[5], None, *tensors[2:4], *numbers)
+            gradients[0] = of_v
+            gradients[2:4] = (None if t is None else g.to(t.dtype) for t, g in zip(tensors[2:4], of_sides))
+        return *gradients, None, None, None, None
     saved, *sides = (None if t is None else t.detach() for t in tensors[5:])
     kept = _op.bias_act(
         saved, *sides, *(numbers if _keeps_y(None, *numbers[:2]) else (NUMBERS["linear"], 0.0, 1.0, None))
@@ -659,15 +623,12 @@ def _bwd_bwd_fake(v, v_scale, v_noise, v_b, grad, saved, scale, noise, b, act, a
     out = _planes_or_rows(saved)
     if _keeps_y(scale, act, alpha):
         noise = b = None
-    return torch.empty_like(out), torch.empty_like(out), *_empty_sides(saved, scale, noise, b)
+    d_saved = saved.new_empty(0) if _is_straight(scale, act, alpha) else torch.empty_like(out)
+    return torch.empty_like(out), d_saved, *_empty_sides(saved, scale, noise, b)
 
 
-register(
-    "bias_act", fake=_fake, backward=_backward, setup_context=_setup_context, cuda=_bias_act_triton, keeps_rows=True
-)
-register(
-    "bias_act_bwd", fake=_bwd_fake, backward=_bwd_backward, setup_context=_bwd_setup_context, cuda=_bias_act_bwd_triton
-)
+register("bias_act", fake=_fake, cuda=_bias_act_triton, cpp_autograd=True)
+register("bias_act_bwd", fake=_bwd_fake, cuda=_bias_act_bwd_triton, cpp_autograd=True)
 register(
     "bias_act_bwd_bwd",
     fake=_bwd_bwd_fake,
@@ -682,9 +643,9 @@ def check_side(op: str, name: str, value, x: torch.Tensor) -> None:
     """A tensor that is added to or multiplied with x: on its device, of its dtype or the one of sums."""
     check_tensor(op, name, value)
     if value.dtype not in (x.dtype, _accumulate(x)):
+        or_wide = "" if x.dtype == _accumulate(x) else f", or {str(_accumulate(x))[6:]}"
         raise TypeError(
-            f"gankernels.{op}: {name} must have the dtype of x, {str(x.dtype)[6:]}, or {str(_accumulate(x))[6:]}, "
-            f"got {str(value.dtype)[6:]}."
+            f"gankernels.{op}: {name} must have the dtype of x, {str(x.dtype)[6:]}{or_wide}, got {str(value.dtype)[6:]}."
         )
     if value.device != x.device:
         raise ValueError(f"gankernels.{op}: {name} must be on the device of x, {x.device}, got {value.device}.")

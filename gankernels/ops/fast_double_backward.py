@@ -26,6 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from .attention import attend, fits
 from .bias_act import NUMBERS
+from .group_norm import default_eps
 
 _op = torch.ops.gankernels
 _ROUTES = {}
@@ -264,7 +265,7 @@ def _layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn
 def _rms_norm(input, normalized_shape, weight=None, eps=None):
     if not _kernels(input) or len(normalized_shape) == input.dim():
         return NotImplemented
-    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    eps = default_eps(input) if eps is None else eps
     return _op.fast_layer_norm.default(input, weight, None, list(normalized_shape), eps, False)
 
 

@@ -505,6 +505,11 @@ def layer_norm(
     return _op.fast_layer_norm(x, weight, bias, normalized_shape, float(eps), True)
 
 
+def default_eps(x):
+    """rms_norm's; sums of 16 bit numbers are taken in float32."""
+    return torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps
+
+
 def rms_norm(
     x: torch.Tensor,
     normalized_shape: int | Sequence[int],
@@ -516,7 +521,7 @@ def rms_norm(
     Args:
         x: (..., *normalized_shape).
         weight: of shape normalized_shape, in x's dtype or float32.
-        eps: >= 0; x's machine epsilon when None.
+        eps: >= 0; when None the machine epsilon of x's dtype, or of float32 where x has 16 bits, as stock computes it.
 
     Returns: as `layer_norm`.
 
@@ -525,6 +530,6 @@ def rms_norm(
     Source: Zhang & Sennrich 2019, "Root Mean Square Layer Normalization".
     """
     normalized_shape = _check_trailing("rms_norm", x, normalized_shape)
-    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    eps = default_eps(x) if eps is None else eps
     _check_norm("rms_norm", x, weight, None, normalized_shape, eps)
     return _op.fast_layer_norm(x, weight, None, normalized_shape, float(eps), False)

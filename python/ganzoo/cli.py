@@ -60,6 +60,7 @@ def interpolate_command(
     space: Literal["z", "w"] = "z",
     path: Literal["slerp", "lerp"] = "slerp",
     seed: int = 0,
+    label: int = 0,
     out: str = "interpolation.png",
     animation: str = "interpolation.gif",
 ):
@@ -72,6 +73,7 @@ def interpolate_command(
         space: z, the latents, or w, the styles, of a generator that has a mapping network.
         path: slerp, along the sphere on which latents lie, or lerp, straight.
         seed: Decides the latents.
+        label: The class that a conditional generator draws.
         out: The PNG to write.
         animation: The GIF to write, or PNG for an animated PNG; an empty text for none.
     """
@@ -80,7 +82,9 @@ def interpolate_command(
 
     if frames < 2 or between < 2:
         raise ArgumentError("frames" if frames < 2 else "between", "at least 2", frames if frames < 2 else between)
-    images = load(run).interpolate(between, frames, space=space, path=path, seed=seed)
+    if animation == out:
+        raise ArgumentError("animation", "another file than the strip's", animation)
+    images = load(run).interpolate(between, frames, space=space, path=path, seed=seed, label=label)
     with _writing("out", out):
         save_samples(out, images, columns=min(len(images), frames))
     if animation:

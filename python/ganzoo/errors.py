@@ -1,6 +1,7 @@
 """Mistakes in what the user gave, each told in one sentence, which is all that the command line prints."""
 
 import sys
+import textwrap
 from pathlib import Path
 
 
@@ -37,4 +38,4 @@ def program():
 def reason(error):
     """What another library's exception says, as a part of one sentence."""
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".:,") if lines else type(error).__name__
+    return textwrap.shorten(lines[0].rstrip(".:,"), 120, placeholder=" …") if lines else type(error).__name__

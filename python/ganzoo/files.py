@@ -13,6 +13,13 @@ def cache_folder(*parts):
     return folder
 
 
+def sweep(folder):
+    """Remove what calls of `write_atomically` that were killed have left in a folder and those below it."""
+    for path in Path(folder).rglob(".*.*"):
+        if path.suffix[1:].isdecimal():
+            path.unlink(missing_ok=True)
+
+
 def write_atomically(path, content):
     """Put the bytes `content` at `path`, all or nothing, also through a power cut."""
     path = Path(path)

@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -34,11 +35,15 @@ def _pixels(images, columns):
     return pixels[..., 0] if channels == 1 else pixels
 
 
-def save_animation(path, images, seconds=0.08):
-    """Write images (N, C, H, W) as an animation that goes there and back: a GIF, or an animated PNG for a name that ends so."""
+def save_animation(path, samples, seconds=0.08):
+    """Write samples, as those of `save_samples`, as an animation that goes there and back: a GIF, or an animated PNG for a name
+    that ends so."""
     from PIL import Image
 
-    frames = [Image.fromarray(_pixels(image[None], columns=1)) for image in images]
+    if samples.dim() == 4:
+        frames = [Image.fromarray(_pixels(image[None], columns=1)) for image in samples]
+    else:
+        frames = [Image.fromarray(_drawn(sample[None], within=samples, size=3)) for sample in samples]
     frames += frames[-2:0:-1]
     content, kind = io.BytesIO(), "PNG" if str(path).lower().endswith("png") else "GIF"
     frames[0].save(content, kind, save_all=True, append_images=frames[1:], duration=round(seconds * 1000), loop=0)
@@ -48,20 +53,36 @@ def save_animation(path, images, seconds=0.08):
 def save_samples(path, samples, columns=8):
     """Write samples as a PNG: images (N, C, H, W) as a grid, points (N, 2) where they lie, sequences (N, T, C) as lines."""
     if samples.dim() == 4:
-        return save_grid(path, samples, columns)
+        save_grid(path, samples, columns)
+    else:
+        _write_png(path, _figure(samples, within=samples, size=6))
+
+
+def _figure(samples, within, size):
+    """Points or sequences on axes that have room for all of `within`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 6), layout="constrained")
+    figure = Figure(figsize=(size, size), layout="constrained")
     FigureCanvasAgg(figure)
-    axes, samples = figure.subplots(), samples.detach().float().cpu()
+    axes = figure.subplots()
+    samples, within = (values.detach().float().cpu() for values in (samples, within))
     if samples.dim() == 2 and samples.shape[1] == 2:
-        axes.scatter(*samples.T, s=4, alpha=0.5)
+        axes.scatter(*within.T, s=4, alpha=0)
+        axes.scatter(*samples.T, s=4 if len(samples) > 1 else 40, alpha=0.5)
         axes.set_aspect("equal")
     else:
+        axes.set_ylim(within.min().item() - 0.1, within.max().item() + 0.1)
         for sample in samples[:8]:
             axes.plot(sample.squeeze())
-    _write_png(path, figure)
+    return figure
+
+
+def _drawn(samples, within, size):
+    """The same as an array of pixels."""
+    figure = _figure(samples, within, size)
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
 def _write_png(path, figure):

@@ -289,7 +289,7 @@ BAD = {
     "weight_rank": (lambda: gk.conv2d_resample(X, W[0]), r"w must have shape \(O, I, rows, columns\) .* got \(3, 3, 3\)"),
     "groups": (lambda: gk.conv2d_resample(X, W[:, :1], groups=0), "groups must be an integer >= 1, got 0"),
     "of_groups": (lambda: gk.conv2d_resample(X, W[:5, :1], groups=3), r"I = 3 / 3, O a multiple of 3, got \(5, 1, 3, 3\)"),
-    "weight_dtype": (lambda: gk.conv2d_resample(X, W.half()), "w must have the dtype of x, float32, .* got float16"),
+    "weight_dtype": (lambda: gk.conv2d_resample(X, W.half()), "w must have the dtype of x, float32, got float16"),
     "weight_device": (lambda: gk.conv2d_resample(X, W.to("meta")), "w must be on the device of x, cpu, got meta"),
     "up": (lambda: gk.conv2d_resample(X, W, F4, up=0), "up must be an integer >= 1, got 0"),
     "down": (lambda: gk.conv2d_resample(X, W, F4, down=1.5), "down must be an integer >= 1, got 1.5"),

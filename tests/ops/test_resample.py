@@ -1,5 +1,7 @@
 """What the op suite does not know about resampling: sizes, constant images, what is kept for a derivative."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -73,6 +75,22 @@ def test_filtered_lrelu_keeps_two_bits_and_only_for_a_derivative(device):
         gk.filtered_lrelu(x.clone().requires_grad_(), f, f, up=2, down=2, padding=3)
     upsampled = 2 * 32 + 6 - 3
     assert [mask.nbytes for mask in calls] == [0, 0, 2 * 4 * upsampled * ((upsampled + 3) // 4)]
+
+
+def test_filtered_lrelu_in_several_threads_at_once(device):
+    f = torch.rand(12, dtype=torch.float64).to(device)
+
+    def derivative(seed):
+        x = torch.randn(2, 3, 20 + seed, 24, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        x = x.to(device).requires_grad_()
+        y = gk.filtered_lrelu(x, f, f, up=2, down=2, padding=11, clamp=0.8)
+        return y.detach(), torch.autograd.grad(y.square().sum(), x)[0]
+
+    alone = [derivative(seed) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            for got, want in zip(pool.map(derivative, range(8)), alone):
+                assert all(torch.equal(a, b) for a, b in zip(got, want))
 
 
 def test_a_bias_alone_is_differentiated(device):

@@ -5,6 +5,7 @@ import ganzoo
 import pytest
 import torch
 from ganzoo import Trainer
+from ganzoo.files import sweep
 from ganzoo.training.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 
 
@@ -38,6 +39,9 @@ def test_killed_within_a_save_leaves_the_last_good_one(moment, trainer, tmp_path
     assert in_a_child(killed_while_saving) == signal.SIGKILL
     assert load_checkpoint(tmp_path)["steps"] == 1
     assert ganzoo.load(tmp_path).steps == 1
+    assert len(list(tmp_path.iterdir())) == 3  # the third is what was being written
+    sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt", "generator.safetensors"]
     save_checkpoint(tmp_path, trainer)
     assert load_checkpoint(tmp_path)["steps"] == 2
 

@@ -228,6 +228,8 @@ def test_cifar10_in_its_archive(tmp_path):
     whole = archive.read_bytes()
     archive.write_bytes(whole[: len(whole) // 2])
     assert "is not a whole .tar.gz file (" in refusal(archive)
+    archive.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])  # as flipped pixels would: the sum is wrong
+    assert refusal(archive).startswith(f"{archive} is not a whole .tar.gz file (CRC check failed")
     with tarfile.open(archive, "w:gz") as file:
         file.add(tmp_path / "cifar-10-batches-py" / "test_batch", "test_batch")
     assert refusal(archive) == f"{archive} has no data_batch_1, one of the 5 files of CIFAR-10's train images."
@@ -278,8 +280,10 @@ def test_damaged_cifar10(content, said, tmp_path, monkeypatch):
     assert not (tmp_path / "exploded").exists()
 
 
-def test_damaged_binary_cifar10(tmp_path):
+def test_damaged_binary_cifar10(tmp_path, capsys):
     write_cifar(tmp_path, binary, ".bin")
+    assert len(ganzoo.data.open(str(tmp_path), split="test")) == 2
+    assert capsys.readouterr().err == f"ganzoo: {tmp_path} has 2 test images, and CIFAR-10 has 10,000.\n"
     file = tmp_path / "data_batch_2.bin"
     file.write_bytes(file.read_bytes()[:-1])
     assert refusal(tmp_path) == f"{file} must be records of 3073 bytes, and has 12291 bytes."
@@ -457,6 +461,9 @@ def test_a_damaged_member_of_a_zip(tmp_path):
     at = content.index(WHOLE["dogs/2.png"]) + 60
     archive.write_bytes(content[:at] + b"????" + content[at + 4 :])
     assert "1 of the 10 images" in refusal(archive) and "dogs/2.png is damaged (Bad CRC-32" in refusal(archive)
+    at = content.index(b"dogs/2.png")
+    archive.write_bytes(content[:at] + b"\xff" * 99 + content[at + 99 :])  # the reason quotes it, bytes and all
+    assert "dogs/2.png cannot be read (" in refusal(archive) and len(refusal(archive)) < len(str(archive)) + 300
 
 
 def test_files_that_are_no_images_are_counted(tmp_path, capsys):

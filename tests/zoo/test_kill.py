@@ -69,7 +69,7 @@ def test_killed_twenty_times_a_run_ends_with_the_same_weights_curves_and_samples
     assert in_a_child(["train", "gan", *OPTIONS, "--steps", steps, "--runs", str(tmp_path / "straight")])
     (straight,) = (tmp_path / "straight").iterdir()
 
-    assert figures(killed) == figures(straight)
+    assert figures(killed) == figures(straight) and not list(killed.rglob(".*"))
     states = [load_checkpoint(run) for run in (killed, straight)]
     assert same(*states) and states[0]["steps"] == int(steps)
     pictures = sorted(path.relative_to(straight) for path in straight.glob("samples/*.png"))

@@ -36,7 +36,9 @@ def resumed(trainer, variant, **options):
 
 
 def gradients(trainer, name):
-    trainer._differentiate(name, sum(trainer.updates.values()), trainer._draw)
+    trainer._differentiate(
+        name, trainer._due(name, trainer.updates[name]), sum(trainer.updates.values()), trainer._draw
+    )
     return [param.grad.clone() for param in trainer._params[name]]
 
 
@@ -85,7 +87,7 @@ def test_an_unrolled_discriminator_is_where_its_optimiser_would_take_it(optimize
     before = weights(trainer)
     expected, started = loss_after_steps(trainer), dict(trainer._draw._began)
     trainer._draw.positions.update(started)
-    figures = trainer._differentiate("generator", 6, trainer._draw)
+    figures = trainer._differentiate("generator", (), 6, trainer._draw)
     assert figures["generator_loss"].item() == pytest.approx(expected, rel=1e-5)
     assert same(weights(trainer), before)  # nobody has moved
 
@@ -124,7 +126,7 @@ def test_a_looked_ahead_generator_is_seen_by_the_discriminator_alone():
     trainer._draw.begin(2)
     expected = functional_call(trainer.networks, ahead, (variant.discriminator_loss, trainer._draw, None))[0].item()
     trainer._draw.positions[""] = 8
-    figures = trainer._differentiate("discriminator", 2, trainer._draw)
+    figures = trainer._differentiate("discriminator", (), 2, trainer._draw)
     trainer.updates["discriminator"] += 1
     assert figures["discriminator_loss"].item() == pytest.approx(expected, rel=1e-6)
     assert same(weights(trainer), after)
@@ -186,6 +188,29 @@ def test_phases_rebuild_the_networks_and_keep_what_they_share():
     assert same(run(straight), run(other)) and same(straight.state_dict(), other.state_dict())
 
 
+def test_players_that_come_with_a_phase_draw_numbers_of_their_own():
+    drawn = []
+
+    class Levels(Toy):
+        def phase_at(self, step):
+            return min(step, 1)
+
+        def players(self, ops):
+            return {f"{name}{self.phase}": player for name, player in super().players(ops).items()}
+
+        def schedule(self, step):
+            return [f"{name}{self.phase}" for name in self.turns]
+
+        def latents(self, count, generator):
+            drawn.append(super().latents(count, generator))
+            return drawn[-1]
+
+    trainer = Trainer(Levels(), points())
+    run(trainer, 2)
+    assert len(torch.stack(drawn).unique(dim=0)) == 4
+    assert trainer.updates == {"discriminator0": 1, "generator0": 1, "discriminator1": 1, "generator1": 1}
+
+
 @pytest.mark.parametrize("parts", [2, 4])
 def test_gradients_of_the_parts_of_a_batch_add_up(parts):
     whole, cut = Trainer(Toy(), points()), Trainer(Toy(), points(), accumulate=parts)
@@ -210,7 +235,7 @@ def test_fp16_skips_a_step_whose_gradients_overflow():
     trainer = Trainer(Toy(), points(), precision="fp16")
     before = weights(trainer)
     trainer._scalers["discriminator"]._init_scale = 2.0**126
-    trainer._turn(("discriminator",))
+    trainer._take(["discriminator"])
     assert same(weights(trainer), before)
     assert trainer._scalers["discriminator"].get_scale() == 2.0**125
 

@@ -521,6 +521,14 @@ def test_samples_that_cannot_be_evaluated(word, samples, options, sentence):
     assert str(refused.value) == f"ganzoo: {sentence}"
 
 
+def test_pixels_of_large_images_are_averaged_first_and_said_to_be():
+    images = torch.rand(3, 3, 96, 64)
+    pixels = Pixels(images.shape[1:])
+    features, _ = pixels.extract(images)
+    assert (pixels.resize, Pixels((3, 32, 32)).resize, Pixels((2,)).resize) == ("mean of 3×3", "none", "none")
+    torch.testing.assert_close(features.view(3, 3, 32, 21)[1, 2, 4, 5], images[1, 2, 12:15, 15:18].mean())
+
+
 def test_there_are_no_figures_for_pairs():
     for form in ("paired", "unpaired"):
         with pytest.raises(Error, match="there are no metrics for pairs and for domains of images."):

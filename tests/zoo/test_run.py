@@ -12,11 +12,11 @@ import torch
 from .conftest import TINY
 from ganzoo import Trainer, cli
 from ganzoo.metrics.digits import DigitJudge
-from ganzoo.plots import save_grid
+from ganzoo.plots import save_animation, save_grid
 from ganzoo.training.checkpoint import Generator, load_checkpoint, slerp
 from ganzoo.training.compare import compare_speed, speed_line
 from ganzoo.training.monitor import Monitor
-from ganzoo.variants import Networks
+from ganzoo.variants import DataInfo, Networks
 from PIL import Image
 
 QUICK = "--width 4 --latent 8 --batch 16 --no-tensorboard --compare-blocks 0".split()
@@ -208,6 +208,21 @@ def test_interpolations_pass_through_their_latents(images):
     torch.testing.assert_close(slerp(a, a, 0.5), a)
 
 
+def test_points_and_sequences_are_walked_between_too(ganzoo_command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert ganzoo_command("train", "gan", *QUICK, "--steps", 1, "--data", "ring", "--data-options", "n=64")[0] == 0
+    arguments = ["interpolate", only_run("runs"), "--frames", 4]
+    assert ganzoo_command(*arguments)[:2] == (0, "Wrote interpolation.png and interpolation.gif\n")
+    assert Image.open("interpolation.png").size == (600, 600)
+    assert Image.open("interpolation.gif").size == (300, 300) and Image.open("interpolation.gif").n_frames == 4 + 2
+    status, _, err = ganzoo_command(*arguments, "--out", "x.png", "--animation", "x.png")
+    assert (status, err) == (2, "ganzoo: --animation must be another file than the strip's, got x.png.\n")
+    save_animation(
+        "waves.gif", torch.linspace(0, 9, 90).sin().view(3, 30, 1) * torch.tensor([[[1.0]], [[2.0]], [[3.0]]])
+    )
+    assert Image.open("waves.gif").n_frames == 3 + 1
+
+
 class Styled(torch.nn.Module):
     """A generator with a mapping from latents to styles."""
 
@@ -230,6 +245,52 @@ def test_styles_are_mixed_between_those_of_the_latents():
     network = generator.networks.generator
     torch.testing.assert_close(walk[[0, 2]], network(torch.stack([a, b])))
     torch.testing.assert_close(walk[1], network.synthesis((network.mapping(a) + network.mapping(b)) / 2))
+
+
+class OfClasses(Styled):
+    """The same, conditional on labels."""
+
+    class Mapping(torch.nn.Embedding):
+        def forward(self, latents, labels):
+            return latents[:, :3] + super().forward(labels)
+
+    def __init__(self):
+        super().__init__()
+        self.mapping = self.Mapping(3, 3)
+
+    def forward(self, latents, labels):
+        return self.synthesis(self.mapping(latents, labels))
+
+
+def test_conditional_generators_draw_the_class_that_is_asked_for():
+    class Conditional(type(ganzoo.create("gan"))):
+        conditional = True
+
+        def sample(self, networks, latents, labels=None):
+            return networks.generator(latents, labels)
+
+    variant = Conditional(latent=4)
+    generator = Generator(variant, DataInfo("toy", (2,), 3), 0, Networks(generator=OfClasses()))
+    ends = variant.latents(2, torch.Generator().manual_seed(5))
+    for space in "zw":
+        for label in (0, 2):
+            walk = generator.interpolate(2, 3, space=space, seed=5, label=label)
+            torch.testing.assert_close(walk[[0, 2]], generator.networks.generator(ends, torch.tensor([label, label])))
+    assert not torch.equal(generator.sample(3, labels=torch.tensor([0, 0, 0])), generator.sample(3))
+    for mistake, sentence in [
+        (lambda: generator.interpolate(label=3), "label must be from 0 to 2, got 3."),
+        (lambda: generator.sample(3, labels=torch.zeros(2)), "labels must be 3 classes, got 2 of them."),
+        (
+            lambda: Generator(ganzoo.create("gan"), None, 0, None).sample(1, labels=torch.zeros(1)),
+            "labels must be left out, as the generator is not conditional, got 1 of them.",
+        ),
+        (
+            lambda: Trainer(variant, ganzoo.data.open("swiss-roll", n=64)),
+            "data must be labelled, for a variant that is conditional, got no labels of swiss-roll.",
+        ),
+    ]:
+        with pytest.raises(ganzoo.ArgumentError, match=f"^ganzoo: {re.escape(sentence)}$"):
+            mistake()
 
 
 def test_a_run_that_diverges_goes_back_and_on_with_other_numbers(ganzoo_command, tmp_path, monkeypatch):
@@ -276,7 +337,10 @@ def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(ganzoo_comma
 
     monkeypatch.setattr(Trainer, "step", diverging)
     status, _, err = ganzoo_command("train", "gan", *QUICK, "--steps", 30, "--save-every", 10, "--runs", tmp_path)
-    assert (status, err) == (2, "ganzoo: training diverged: generator loss is nan at step 20.\n")
+    said = "training diverged: generator loss is nan at step 20.\n"
+    assert (status, err) == (2, f"ganzoo: {said}") and (only_run(tmp_path) / "log.txt").read_text().endswith(
+        f"step 20: {said}"
+    )
     assert ganzoo.load(only_run(tmp_path)).steps == 10
 
 
@@ -288,6 +352,35 @@ def test_monitor_writes_the_curves_as_json_lines(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["critic_loss"]) for line in lines] == [(2, 0.5), (3, 0.25)]
     assert 0 <= lines[0]["seconds"] <= lines[1]["seconds"]
+
+
+def test_alarms_are_in_the_progress_line_until_all_is_well(tmp_path, capsys):
+    with Monitor(tmp_path, "title", 0, 3) as monitor:
+        monitor.log(1, {"critic_loss": 0.5})
+        monitor.alarm(1, ["the samples are nearly alike", "the discriminator overpowers"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "critic loss 0.500 ALARM: the samples are nearly alike; the discriminator overpowers" in shown
+    assert (tmp_path / "log.txt").read_text() == (
+        "step 1: alarm: the samples are nearly alike.\nstep 1: alarm: the discriminator overpowers.\n"
+    )
+    with Monitor(tmp_path, "title", 1, 3) as monitor:
+        monitor.alarm(2, ["the samples are nearly alike"])
+        monitor.alarm(3, [])
+    assert "ALARM" not in capsys.readouterr().out
+
+
+def test_figures_can_be_read_by_tensorboard_also_those_of_a_resumed_run(ganzoo_command, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = [o for o in QUICK if o != "--no-tensorboard"]
+    assert ganzoo_command("train", "gan", *options, "--steps", 20, "--runs", tmp_path)[0] == 0
+    run = only_run(tmp_path)
+    assert ganzoo_command("resume", run, "--steps", 40)[0] == 0
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    lines = records(run)
+    assert {*events.Tags()["scalars"], "step"} == {name for line in lines for name in line}
+    seen = [(event.step, event.value) for event in events.Scalars("generator_loss")]
+    assert seen == [(line["step"], pytest.approx(line["generator_loss"])) for line in lines]
 
 
 def test_grid_shows_each_image_in_its_place(tmp_path):

@@ -86,7 +86,7 @@ def test_points_are_trained_on_too(name):
     ours, stock = (Trainer(variant, ganzoo.data.open("ring", n=64), ops=ops) for ops in ("gankernels", "stock"))
     before = ours.sample(64)
     first = variant.schedule(0)[:1]
-    torch.testing.assert_close(ours._turn(first), stock._turn(first), rtol=2e-3, atol=2e-4)
+    torch.testing.assert_close(ours._take(first), stock._take(first), rtol=2e-3, atol=2e-4)
     ours.step()
     assert before.shape == (64, 2) and not torch.equal(ours.sample(64), before)
 
@@ -95,7 +95,7 @@ def test_only_the_player_on_turn_changes(tiny, images):
     trainer = Trainer(tiny, images)
     for turn in set(tiny.schedule(0)):
         before = {name: [p.clone() for p in net.parameters()] for name, net in trainer.networks.named_children()}
-        trainer._turn((turn,))
+        trainer._take([turn])
         changed = {
             name
             for name, net in trainer.networks.named_children()

@@ -1,9 +1,10 @@
-"""Started by torchrun or alone: trains a hard case in float64 and saves what came out of it."""
+"""Started by torchrun or alone: trains a hard case and the games of docs/training-loop.md in float64, and saves what came of them."""
 
 import sys
 from dataclasses import dataclass
 
 import torch
+from games import GAMES
 from torch import nn
 
 from ganzoo.data.base import Tensors
@@ -32,10 +33,7 @@ class Hard(WGANGP):
             nn.Linear(self.latent, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 64), nn.Tanh(),
             nn.Unflatten(1, (1, 8, 8)),
         )  # fmt: skip
-        return Networks(generator=generator, critic=ops.spectral_norm(critic), mean=torch.zeros(())).double()
-
-    def latents(self, count, generator):
-        return super().latents(count, generator).double()
+        return Networks(generator=generator, critic=ops.spectral_norm(critic), mean=torch.zeros(()))
 
     def r1(self, networks, draw, ops):
         x = draw.real().requires_grad_()
@@ -54,18 +52,26 @@ class Hard(WGANGP):
         return players
 
 
+def outcome(variant, data, samples):
+    trainer = Trainer(variant, data, seed=3)
+    for _ in range(3):
+        figures = trainer.step()
+    for value in figures.values():
+        distributed.average([value])
+    return {"state": trainer.state_dict(), "figures": figures, "samples": trainer.sample(samples, seed=1)}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     distributed.join("cpu")
-    images = torch.rand(40, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    variant = Hard()
-    variant.name = "hard"
-    trainer = Trainer(variant, Tensors("noise", {"image": images}), seed=3)
-    for _ in range(3):
-        figures = trainer.step()
-    samples = trainer.sample(600, seed=1)  # several parts, so that every process draws some
-    for value in figures.values():
-        distributed.average([value])
+    torch.set_default_dtype(torch.float64)
+    images = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    outcomes = {
+        "hard": outcome(Hard(), Tensors("noise", {"image": images}), samples=600)
+    }  # so that both processes draw some
+    for name, game in GAMES.items():
+        if game.batch % 2 == 0:
+            outcomes[name] = outcome(game(), game.data, samples=20)
     if distributed.rank() == 0:
-        torch.save({"state": trainer.state_dict(), "figures": figures, "samples": samples}, sys.argv[1])
+        torch.save(outcomes, sys.argv[1])
     distributed.leave()

@@ -40,7 +40,7 @@ def make_extractor(word, data, device="cpu"):
     elif not word:
         word = "classifier" if data.classes and data.shape[0] == 1 else "inception"
     if word == "pixels":
-        return Pixels()
+        return Pixels(data.shape)
     if word == "inception":
         return Inception(device)
     if word != "classifier":

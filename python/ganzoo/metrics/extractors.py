@@ -17,15 +17,22 @@ from ganzoo.errors import Error, reason
 from ganzoo.files import cache_folder, write_atomically
 
 BATCH = 256
+MOST_PIXELS = 4096
 
 
 class Pixels:
-    """The pixels or coordinates themselves."""
+    """The pixels or coordinates themselves. Images of a `shape` with more than 4,096 numbers are first made smaller by the mean
+    over squares of pixels: with more features a covariance takes gigabytes and its roots take hours."""
 
-    name, resize = "pixels", "none"
+    name, resize, _side = "pixels", "none", 1
+
+    def __init__(self, shape=()):
+        while len(shape) == 3 and shape[0] * (shape[1] // self._side) * (shape[2] // self._side) > MOST_PIXELS:
+            self._side += 1
+            self.resize = f"mean of {self._side}×{self._side}"
 
     def extract(self, images):
-        return images.flatten(1), None
+        return (F.avg_pool2d(images, self._side) if self._side > 1 else images).flatten(1), None
 
 
 class Classifier:

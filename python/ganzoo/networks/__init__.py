@@ -13,5 +13,6 @@ def doublings(image_shape):
     count = (height // 4).bit_length() - 1
     if height != width or count < 1 or 4 * 2**count != height:
         size = " x ".join(map(str, image_shape))
-        raise ArgumentError("data", "square images with a side of 8, 16, 32, ... pixels for these networks", size)
+        expected = "square images with a side of 8, 16, 32, ... pixels for these networks, as the data's option size makes them"
+        raise ArgumentError("data", expected, size)
     return count

@@ -4,6 +4,7 @@ import torch
 from torch.func import functional_call
 
 from ganzoo.errors import Error
+from ganzoo.training import distributed
 
 TINY = 1e-30
 """Below the root of a running square, so that its slope at 0 is finite; far below what eps lets show."""
@@ -26,7 +27,7 @@ def unrolled(networks, player, optimizer, names, params, count, draw, ops):
         loss, _ = functional_call(networks, dict(zip(names, weights)), (player.loss, draw, ops))
         slopes = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
         weights = [
-            weight if slope is None else step(weight, slope, state, group)
+            weight if slope is None else step(weight, distributed.mean(slope), state, group)
             for weight, slope, state in zip(weights, slopes, states)
         ]
         if group.get("clip"):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ganzoo.errors import Error
+from ganzoo.errors import ArgumentError, Error
 from ganzoo.files import write_atomically
 from ganzoo.training.draw import check_seed, private_random
 from ganzoo.training.loop import draw_samples
@@ -114,26 +114,32 @@ class Generator:
         return draw_samples(self.variant, self.data, self.networks, n, seed, labels=labels)
 
     @torch.no_grad()
-    def interpolate(self, between=2, frames=9, *, space="z", path="slerp", seed=0):
+    def interpolate(self, between=2, frames=9, *, space="z", path="slerp", seed=0, label=0):
         """Images along the way from each of `between` latents to the next, `frames` of them with both ends, which
-        neighbouring ways share.
+        neighbouring ways share. A conditional generator draws them all of the class `label`.
 
-        In `z` the latents are mixed, in `w` the styles that a generator's `mapping` makes of them, for its `synthesis`.
+        In `z` the latents are mixed, in `w` the styles that a generator's `mapping` makes of them, and of labels where it is
+        conditional, for its `synthesis`.
         `path` is `lerp`, a + t(b − a), or `slerp`, along the sphere: White (2016), arXiv:1609.04468.
         """
         network = getattr(self.networks, "generator", None)
         if space == "w" and not (hasattr(network, "mapping") and hasattr(network, "synthesis")):
             raise Error(f"{self.variant.name} has no styles w: its generator has no mapping and synthesis networks.")
+        if self.variant.conditional and not 0 <= label < self.data.classes:
+            raise ArgumentError("label", f"from 0 to {self.data.classes - 1}", label)
+
+        def with_labels(points):
+            return (points, torch.full((len(points),), label)) if self.variant.conditional else (points,)
+
         points = self.variant.latents(between, torch.Generator().manual_seed(check_seed(seed)))
-        points = network.mapping(points) if space == "w" else points
+        points = network.mapping(*with_labels(points)) if space == "w" else points
         mix = slerp if path == "slerp" else torch.lerp
         ways = [torch.stack([mix(a, b, t) for t in torch.linspace(0, 1, frames)]) for a, b in zip(points, points[1:])]
         points = torch.cat([ways[0], *(way[1:] for way in ways[1:])])
         with private_random(seed, "cpu"):
             if space == "w":
                 return network.synthesis(points)
-            labels = torch.zeros(len(points), dtype=torch.int64) if self.variant.conditional else None
-            return self.variant.sample(self.networks, points, labels)
+            return self.variant.sample(self.networks, *with_labels(points))
 
 
 def slerp(a, b, t):

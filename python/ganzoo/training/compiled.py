@@ -1,12 +1,11 @@
 """Losses compiled with torch.compile.
 
-A compiled loss cannot fetch data or seed generators, so its draws are made before it runs: a trial on a copy of the networks
-notes what the loss asks for, which is the same at every call.
+A compiled loss cannot fetch data or seed generators, so its draws are made before it runs: a trial on copies of the networks'
+buffers notes what the loss asks for, which is the same at every call.
 """
 
-import copy
-
 import torch
+from torch.func import functional_call
 
 from ganzoo.training.draw import Given, Noted
 
@@ -28,7 +27,8 @@ class CompiledLoss:
         with torch._dynamo.config.patch(trace_autograd_ops=True):
             if self._requests is None:
                 noted, mark = Noted(draw), draw.mark()
-                self._loss(copy.deepcopy(networks), noted, ops)
+                buffers = {name: buffer.clone() for name, buffer in networks.named_buffers()}
+                functional_call(networks, buffers, (self._loss, noted, ops))
                 self._requests = noted.requests
                 draw.go_back(mark)
             values = [getattr(draw, method)(*args, **options) for method, args, options in self._requests]

@@ -104,9 +104,10 @@ def shared_out(function, parts):
             yield from results[: len(parts) - start]
 
 
-def merged(rows, shape, device):
-    """Tensors in which each process has filled other rows, as one. A process that filled none may pass None."""
-    rows = torch.zeros(shape, device=device) if rows is None else rows
+def merged(rows, device):
+    """Tensors in which each process has filled other rows, as one. All but the first process may pass None where they filled none."""
+    shape, dtype = from_first(lambda: (rows.shape, rows.dtype))
+    rows = torch.zeros(shape, dtype=dtype, device=device) if rows is None else rows
     dist.all_reduce(rows)
     return rows
 

@@ -1,9 +1,11 @@
-"""Turns captured in CUDA graphs: forward and backward passes, penalties, optimisers, averages and controllers of a turn as one launch.
+"""Steps captured in CUDA graphs: forward and backward passes, penalties, optimisers, averages and controllers of all turns of a
+step as one launch.
 
-The first time that a turn comes it runs as ever, on the stream of the captures, and what it draws is noted; it also makes the
-optimisers' state. The second time it is captured, which runs nothing, and replayed; from then on it is only replayed. Drawing stays
-outside, into buffers that the graph reads, and so do learning rates, which the graph reads from tensors. A turn whose lazy terms
-are due is a turn of its own. So no step is taken twice or undone, and a run has the same steps as one without graphs.
+The first time that a plan comes, the turns of a step with the lazy terms that are due, it runs as ever, on the stream of the
+captures, and what it draws is noted; it also makes the optimisers' state. The second time it is captured, which runs nothing, and
+replayed; from then on it is only replayed. Drawing stays outside, into buffers that the graph reads, and so do learning rates, which
+the graph reads from tensors. A step with another schedule or other terms is another plan. So no step is taken twice or undone, and a
+run has the same steps as one without graphs.
 """
 
 import warnings
@@ -57,10 +59,11 @@ class Recorder:
 
 
 class Graphs:
-    """The turns of a phase of training.
+    """The plans of a phase of training.
 
     Args:
-        play: `play(names, draw)` takes a turn: all of its work is on the device, but for what it draws.
+        play: `play(plan, update, draw)` takes a plan whose first update has that number: all of its work is on the device, but
+            for what it draws.
         optimizers: the players' optimisers by name, which are made capturable.
         device: of the training.
 
@@ -68,38 +71,39 @@ class Graphs:
     """
 
     def __init__(self, play, optimizers, device):
-        self._play, self._optimizers, self._recorder, self._turns = play, optimizers, Recorder(device), {}
+        self._play, self._optimizers, self._recorder, self._plans = play, optimizers, Recorder(device), {}
         for optimizer in optimizers.values():
             make_capturable(optimizer, device)
 
-    def play(self, names, due, draw, update):
-        """`play(names, draw)`, replayed where it can be. `due` says which of the turn's variations this is, `update` is the
-        number of its first update."""
-        turn = self._turns.get((names, due))
-        if turn is None:
+    def play(self, plan, update, draw):
+        """`play(plan, update, draw)`, replayed where it can be."""
+        captured = self._plans.get(plan)
+        if captured is None:
             noted = Noted(draw)
-            figures = self._recorder.aside(partial(self._play, names, noted))
-            if all(self._optimizers[name].state for name in names):  # none yet where fp16's first steps overflowed
-                self._turns[names, due] = _Turn(noted.requests, update)
+            figures = self._recorder.aside(partial(self._play, plan, update, noted))
+            players = {name for turn in plan for name, _ in turn}
+            if all(self._optimizers[name].state for name in players):  # none yet where fp16's first steps overflowed
+                self._plans[plan] = _Captured(noted.requests, update)
             return figures
-        turn.fill(draw, update)
-        if turn.replay is None:
-            turn.replay = self._recorder.record(lambda: self._play(names, turn.given()))
-        return turn.replay()
+        captured.fill(draw, update)
+        if captured.replay is None:
+            captured.replay = self._recorder.record(lambda: self._play(plan, captured.update, captured.given()))
+        return captured.replay()
 
 
-class _Turn:
-    """What a turn draws, in buffers that stay where they are, and its graph."""
+class _Captured:
+    """What a plan draws, in buffers that stay where they are, and its graph. `update` is the number of its first update when the
+    draws were noted."""
 
     def __init__(self, requests, update):
-        self._requests, self._update, self._buffers, self.replay = requests, update, None, None
+        self.update, self._requests, self._buffers, self.replay = update, requests, None, None
 
     def fill(self, draw, update):
-        """Draw what was noted, for a turn whose first update is this one."""
+        """Draw what was noted, for a step whose first update has this number."""
         drawn = []
         for method, args, options in self._requests:
             if method == "begin":
-                args = (args[0] + update - self._update, *args[1:])
+                args = (args[0] + update - self.update, *args[1:])
             values = getattr(draw, method)(*args, **options)
             drawn.append(values if isinstance(values, dict) else {} if values is None else {"": values})
         if self._buffers is None:

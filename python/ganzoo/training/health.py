@@ -23,6 +23,10 @@ class Diverged(Error):
         super().__init__(f"training diverged: {label(name)} is {value:g} at step {step}.")
         self.term, self.step = name, step
 
+    def sentence(self):
+        """What it says, without the program's name and the full stop."""
+        return str(self).removeprefix("ganzoo: ").rstrip(".")
+
 
 class Health:
     """Collects the figures of every step, which costs no synchronisation, and looks at them from time to time."""

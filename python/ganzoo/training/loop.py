@@ -76,7 +76,7 @@ class Trainer:
         precision: `fp32`; `bf16` or `fp16` for autocast, the latter with scaled losses. Weights stay in float32.
         accumulate: parts that each batch is cut into, one after another through the networks, to save memory.
         compile: compile the losses with torch.compile; a string is its backend.
-        cuda_graph: capture every turn in a CUDA graph, and replay it from then on.
+        cuda_graph: capture whole steps in CUDA graphs, and replay them from then on.
 
     Raises `ArgumentError` for an option, seed, device, shape or dtype that is not allowed.
     """
@@ -105,6 +105,8 @@ class Trainer:
         distributed.check_shares(variant, self._shares)
         self.sources = {domain: source.to(self.device) for domain, source in sources.items()}
         self.data = describe(self.sources)
+        if variant.conditional and not self.data.classes:
+            raise ArgumentError("data", "labelled, for a variant that is conditional", f"no labels of {self.data.name}")
         self._ops, self._precision, self._compile, self._cuda_graph = get_ops(ops), precision, compile, cuda_graph
         self._draw = Draw(self.variant, self.sources, seed_of(self.seed, self.attempt, ORDER), self.device)
         self.networks, self._averages, self._previous = None, {}, {}
@@ -126,7 +128,10 @@ class Trainer:
                 with torch.no_grad():
                     self.variant.enter(self.networks, self._draw, self._ops)
         self._players = self.variant.players(self._ops)
-        self.updates = {name: self.updates.get(name, 0) for name in self._players}
+        self.updates = {
+            **dict.fromkeys(self._players, 0),
+            **self.updates,
+        }  # those that are gone count on: draws follow the sum
         self._averages, self._optimizers, self._rates, self._scalers = {}, {}, {}, {}
         self._names, self._params, self._averaged, self._losses = {}, {}, {}, {}
         for name, player in self._players.items():
@@ -182,27 +187,33 @@ class Trainer:
         phase = self.variant.phase_at(self.steps)
         if phase != self.variant.phase:
             self._enter(phase)
-        figures = {}
         noise = seed_of(self.seed, self.attempt, NOISE, distributed.rank(), self.steps)
         with private_random(noise, self.device):
-            for turn in self.variant.schedule(self.steps):
-                figures.update(self._turn((turn,) if isinstance(turn, str) else turn))
+            figures = self._take(self.variant.schedule(self.steps))
         self.steps += 1
         return figures
 
-    def _turn(self, names):
-        """One update of each of these players, all from the same point."""
-        self._draw.step = self.steps
-        for name in names:
+    def _take(self, turns):
+        """These turns, one after another."""
+        turns = [(turn,) if isinstance(turn, str) else tuple(turn) for turn in turns]
+        plan, updates = self._planned(turns)
+        for name in self._players:
             self._set_rates(name)
-        if self._graphs:
-            due = tuple(tuple(self._due(name)) for name in names)
-            figures = self._graphs.play(names, due, self._draw, sum(self.updates.values()))
-        else:
-            figures = self._play(names, self._draw)
-        for name in names:
-            self.updates[name] += 1
+        self._draw.step = self.steps
+        play = self._graphs.play if self._graphs else self._play
+        figures = play(plan, sum(self.updates.values()), self._draw)
+        self.updates = updates
         return figures
+
+    def _planned(self, turns):
+        """The plan of turns: for each a tuple of the players that update, from the same point, each with the names of the
+        regularizers that its update has. And the players' numbers of updates afterwards."""
+        plan, updates = [], dict(self.updates)
+        for names in turns:
+            plan.append(tuple((name, self._due(name, updates[name])) for name in names))
+            for name in names:
+                updates[name] += 1
+        return tuple(plan), updates
 
     def _set_rates(self, name):
         """What a player's schedule makes of the learning rates at this step."""
@@ -215,24 +226,29 @@ class Trainer:
             else:
                 group["lr"] = rate * factor
 
-    def _due(self, name):
-        """Names of the regularizers that a player's next update has."""
+    def _due(self, name, update):
+        """Names of the regularizers that a player's update of this number has."""
         terms = self._players[name].regularizers.items()
-        return [key for key, term in terms if self.updates[name] % term.every == 0]
+        return tuple(key for key, term in terms if update % term.every == 0)
 
-    def _play(self, names, draw):
-        """What a turn does to the tensors of the training; it changes nothing else, so that a CUDA graph can hold all of it."""
-        figures, gradients = {}, {}
-        for update, name in enumerate(names, sum(self.updates.values())):
-            figures[name] = self._differentiate(name, update, draw)
-            gradients[name] = [param.grad for param in self._params[name]]  # players may share weights
-        for name in names:
-            for param, gradient in zip(self._params[name], gradients[name]):
-                param.grad = gradient
-            self._update(name, figures[name])
-        return {key: value for name in names for key, value in figures[name].items()}
+    def _play(self, plan, update, draw):
+        """What a plan, whose first update has this number, does to the tensors of the training; it changes nothing else, so
+        that a CUDA graph can hold all of it."""
+        figures = {}
+        for turn in plan:
+            moves = []
+            for name, due in turn:
+                shown = self._differentiate(name, due, update, draw)
+                moves.append((name, [param.grad for param in self._params[name]], shown))  # players may share weights
+                update += 1
+            for name, gradients, shown in moves:
+                for param, gradient in zip(self._params[name], gradients):
+                    param.grad = gradient
+                self._update(name, shown)
+                figures.update(shown)
+        return figures
 
-    def _differentiate(self, name, update, draw):
+    def _differentiate(self, name, due, update, draw):
         """The gradients of a player's loss, in its parameters, and the figures of the loss."""
         for param in self._all_params:
             param.requires_grad_(False)
@@ -242,7 +258,7 @@ class Trainer:
         figures = {}
         for share in range(self._first_share, self._first_share + self._accumulate):
             draw.begin(update, share, self._shares)
-            loss, terms = self._loss(name, draw)
+            loss, terms = self._loss(name, due, draw)
             if self._accumulate > 1:
                 loss = loss / self._accumulate
                 terms = {key: value / self._accumulate for key, value in terms.items()}
@@ -251,7 +267,7 @@ class Trainer:
                 figures[key] = figures[key] + value.detach() if key in figures else value.detach()
         return figures
 
-    def _loss(self, name, draw):
+    def _loss(self, name, due, draw):
         """A player's loss on its share of a batch, with the terms that are due, and what there is to plot."""
         player = self._players[name]
         with self._autocast():
@@ -266,7 +282,7 @@ class Trainer:
                     self.networks, self._players[other], optimizer, names, params, count, draw, self._ops
                 )
             loss, figures = self._evaluate(self._losses[name], weights, draw)
-            for key in self._due(name):
+            for key in due:
                 value, beside = self._evaluate(self._losses[f"{name}.{key}"], weights, draw)
                 loss = loss + player.regularizers[key].every * value
                 figures = {**figures, key: value, **beside}
@@ -380,6 +396,9 @@ def draw_samples(variant, data, networks, count, seed, device="cpu", labels=None
     is conditional. PyTorch's default generators are left as they were."""
     if count < 1:
         raise ArgumentError("count", "at least 1", count)
+    if labels is not None and not (variant.conditional and len(labels) == count):
+        expected = f"{count} classes" if variant.conditional else "left out, as the generator is not conditional"
+        raise ArgumentError("labels", expected, f"{len(labels)} of them")
     latents = variant.latents(count, torch.Generator(device).manual_seed(check_seed(seed)))
     if labels is None and variant.conditional:
         labels = torch.arange(count, device=device) % data.classes
@@ -392,4 +411,4 @@ def draw_samples(variant, data, networks, count, seed, device="cpu", labels=None
             if images is None:
                 images = drawn.new_zeros(count, *drawn.shape[1:])
             images[rows] = drawn
-    return images if size == 1 else distributed.merged(images, (count, *data.shape), device)
+    return images if size == 1 else distributed.merged(images, device)

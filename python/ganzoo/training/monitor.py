@@ -38,7 +38,8 @@ class Monitor:
 
     def __init__(self, folder, title, start, steps, *, tensorboard=False):
         self._folder, self._title, self._start, self._steps = Path(folder), title, start, steps
-        self._tensorboard, self._shown, self._alarm = tensorboard, 0.0, ""
+        self._tensorboard, self._shown = tensorboard, 0.0
+        self._latest, self._alarm = "", ""
         self.records = [record for record in read_metrics(folder) if record["step"] <= start]
 
     def __enter__(self):
@@ -106,12 +107,16 @@ class Monitor:
         if self._tensorboard:
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
-        shown = "   ".join(f"{label(name)} {value:.3f}" for name, value in values.items())
-        self._figures.plain = f"{shown}   {self._alarm}".rstrip()
+        self._latest = "   ".join(f"{label(name)} {value:.3f}" for name, value in values.items())
+        self._show()
+
+    def _show(self):
+        self._figures.plain = f"{self._latest}   {self._alarm}".rstrip()
 
     def alarm(self, step, sentences):
         """What is wrong, in sentences, as of this step; none when all is well again."""
         self._alarm = f"ALARM: {'; '.join(sentences)}" if sentences else ""
+        self._show()
         for sentence in sentences:
             self.say(step, f"alarm: {sentence}")
 

@@ -14,7 +14,7 @@ import torch
 
 import ganzoo.data
 from ganzoo.errors import ArgumentError, Error, program
-from ganzoo.files import write_atomically
+from ganzoo.files import sweep, write_atomically
 from ganzoo.metrics.digits import DigitJudge
 from ganzoo.options import Checked, Count, CountOrZero
 from ganzoo.plots import save_curves, save_samples
@@ -77,7 +77,7 @@ class RunOptions(Checked):
     compile: bool = False
     """Compile the losses with torch.compile."""
     cuda_graph: bool = False
-    """Capture each turn, from losses to optimiser, in a CUDA graph, and replay it from then on."""
+    """Capture whole steps, from losses to optimisers, in CUDA graphs, and replay them from then on."""
     threads: Count = 1
     """CPU threads. Part of what makes a run repeat to the bit; more than one pays off beyond small images."""
     save_every: Count = 500
@@ -175,9 +175,11 @@ def resume(folder, steps=0):
         raise ArgumentError("steps", f"above the {state['steps']} that {folder} has", variant.steps)
     trainer = _trainer(variant, options)
     trainer.load_state_dict(state)
-    if steps and distributed.rank() == 0:
-        config["options"]["steps"] = steps
-        write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
+    if distributed.rank() == 0:
+        sweep(folder)
+        if steps:
+            config["options"]["steps"] = steps
+            write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
     _carry_out(folder, trainer, options)
     return folder
 
@@ -248,6 +250,7 @@ def _train(folder, trainer, options):
                     values = health.check()
                 except Diverged as diverged:
                     if trainer.attempt == options.rollbacks:
+                        monitor.say(diverged.step, diverged.sentence())
                         raise
                     _roll_back(folder, trainer, saver, monitor, diverged)
                     continue
@@ -280,7 +283,7 @@ def _roll_back(folder, trainer, saver, monitor, diverged):
     trainer.load_state_dict(load_checkpoint(folder))
     trainer.retry(attempt)
     monitor.back_to(trainer.steps)
-    monitor.say(diverged.step, f"{str(diverged).removeprefix('ganzoo: ').rstrip('.')}; back to step {trainer.steps}")
+    monitor.say(diverged.step, f"{diverged.sentence()}; back to step {trainer.steps}")
 
 
 def _draw(folder, trainer, images):

@@ -98,19 +98,19 @@ def _bwd_inputs(act, sides, **more):
 
 
 def _bwd_bwd_reference(v, v_scale, v_noise, v_b, grad, saved, scale, noise, b, *numbers):
-    from_y = bias_act._keeps_y(scale, *numbers[:2])
+    # where y was kept noise and b do not enter, and neither does y where the slope is that of a straight line
+    enter = 1 if bias_act._is_straight(scale, *numbers[:2]) else 2 if bias_act._keeps_y(scale, *numbers[:2]) else 5
     with torch.enable_grad():
         leaves = [
             t if t is None or t.requires_grad else t.detach().requires_grad_() for t in (grad, saved, scale, noise, b)
         ]
         moved = [(o, w) for o, w in zip(_bwd_reference(*leaves, *numbers), (v, v_scale, v_noise, v_b)) if w is not None]
-        asked = [t for i, t in enumerate(leaves) if t is not None and (i < 2 or not from_y)]
+        asked = [t for t in leaves[:enter] if t is not None]
         outputs, vectors = zip(*moved)
         gradients = iter(torch.autograd.grad(
             outputs, asked, vectors, allow_unused=True, materialize_grads=True, create_graph=torch.is_grad_enabled()
         ))  # fmt: skip
-    return tuple(next(gradients) if t is not None and (i < 2 or not from_y) else v.new_empty(0)
-                 for i, t in enumerate(leaves))  # fmt: skip
+    return tuple(v.new_empty(0) if t is None or i >= enter else next(gradients) for i, t in enumerate(leaves))
 
 
 def _bwd_bwd_inputs(act, sides, v_sides, **more):
@@ -137,7 +137,7 @@ _BAD = {
     "act": (lambda: gk.bias_act(X, act="gelu"), "act must be one of linear, relu, lrelu, tanh, .* swish, got 'gelu'"),
     "b_shape": (lambda: gk.bias_act(X, B[:3]), r"b must have shape \(C,\) = \(4,\), got \(3,\)"),
     "b_shape_of_dim": (lambda: gk.bias_act(X, B, dim=-1), r"b must have shape \(C,\) = \(2,\), got \(4,\)"),
-    "b_dtype": (lambda: gk.bias_act(X, B.double()), "b must have the dtype of x, float32, .* got float64"),
+    "b_dtype": (lambda: gk.bias_act(X, B.double()), "b must have the dtype of x, float32, got float64"),
     "b_device": (lambda: gk.bias_act(X, B.to("meta")), "b must be on the device of x, cpu, got meta"),
     "dim": (lambda: gk.bias_act(X, B, dim=4), r"dim must name a dimension of x of shape \(3, 4, 2, 2\), got 4"),
     "alpha": (lambda: gk.bias_act(X, alpha=math.nan), "alpha must be a finite number, got nan"),
@@ -150,11 +150,12 @@ _BAD = {
         r"noise must have shape \(3, 1, 2, 2\), got \(3, 4, 2, 2\)",
     ),
     "raw_b": (lambda: _op.bias_act(X, None, None, B[:2], *_RAW[3:]), r"b must have shape \(4,\), got \(2,\)"),
-    "raw_b_dtype": (lambda: _op.bias_act(X, None, None, B.half(), *_RAW[3:]), "b must be Float or Float, got Half"),
+    "raw_b_dtype": (lambda: _op.bias_act(X, None, None, B.half(), *_RAW[3:]), "b must be Float, got Half"),
     "raw_act": (lambda: _op.bias_act(X, *_RAW[:3], 9, *_RAW[4:]), "act must be .* 0 to 8, got 9"),
     "raw_clamp": (lambda: _op.bias_act(X, *_RAW[:6], -1.0), "clamp must be >= 0, got -1"),
     "raw_integers": (lambda: _op.bias_act(X.long(), *_RAW), "expected a float64, float32, .* got Long"),
     "raw_grad": (lambda: _op.bias_act_bwd(X[:2], X, *_RAW), r"grad must have the shape of saved, \(3, 4, 2, 2\), got"),
+    "raw_v_scale": (lambda: _op.bias_act_bwd_bwd(X, X[..., 0, 0], None, None, X, X, *_RAW), "v_scale must be absent"),
     "raw_v": (lambda: _op.bias_act_bwd_bwd(X[:2], None, None, None, X, X, *_RAW), "v must have the shape of saved"),
 }
 
@@ -256,10 +257,11 @@ SPECS = [
             _bwd_bwd_inputs(act, sides, v_sides, **more),
             (0, 4, 5),
             differentiable,
-            outputs=(0, 1, 2) if differentiable else (0,),
+            outputs=(0, 1, 2) if differentiable and name != "lrelu" else (0,),
             shapes=_SHAPES,
         )
         for name, act, sides, v_sides, differentiable, more in (
+            ("lrelu", "lrelu", ("noise", "b"), ("noise", "b"), (0, 2, 3), {"clamp": 1.5}),
             ("tanh", "tanh", ("noise", "b"), ("noise", "b"), (), {"clamp": 1.5}),
             ("all_lrelu", "lrelu", _ALL, ("scale",), (0, 1, 4, 5, 6), {}),
             ("all_relu", "relu", _ALL, _ALL, (0, 1, 2, 3, 4, 5, 6), {"clamp": 1.5}),

@@ -1,0 +1,539 @@
+"""The games of docs/training-loop.md, each as small as its place in the loop allows, written outside of the package."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ganzoo.data.base import Tensors
+from ganzoo.objectives import minimax_discriminator, minimax_generator, non_saturating_generator
+from ganzoo.training import distributed
+from ganzoo.variants import Networks, Player, Regularizer, Variant
+
+RANDOM = torch.Generator().manual_seed(0)
+POINTS = Tensors("points", {"image": torch.randn(64, 2, generator=RANDOM, dtype=torch.float64)})
+IMAGES = Tensors("images", {"image": torch.rand(32, 1, 8, 8, generator=RANDOM, dtype=torch.float64) * 2 - 1})
+ONE_IMAGE = Tensors("image", {"image": torch.rand(1, 1, 8, 8, generator=RANDOM, dtype=torch.float64) * 2 - 1})
+DOMAINS = {"a": IMAGES, "b": Tensors("others", {"image": -IMAGES.fetch(torch.arange(24))["image"]})}
+
+
+def mlp(inputs, outputs, *last):
+    return nn.Sequential(nn.Linear(inputs, 8), nn.Tanh(), nn.Linear(8, outputs), *last)
+
+
+def to_images():
+    return mlp(2, 64, nn.Unflatten(1, (1, 8, 8)))
+
+
+def score():
+    return nn.Sequential(nn.Flatten(), mlp(64, 1, nn.Flatten(0)))
+
+
+@dataclass
+class Game(Variant):
+    """GAN on points, which the others change."""
+
+    data = POINTS
+    batch: int = 8
+    latent: int = 2
+    lr: float = 1e-2
+
+    def check(self):
+        pass
+
+    def networks(self, data, ops):
+        return Networks(generator=mlp(self.latent, 2), discriminator=mlp(2, 1, nn.Flatten(0)))
+
+    def discriminator_loss(self, networks, draw, ops):
+        real, fake = networks.discriminator(draw.real()), networks.discriminator(networks.generator(draw.latents()))
+        return minimax_discriminator(real, fake), {}
+
+    def generator_loss(self, networks, draw, ops):
+        return non_saturating_generator(networks.discriminator(networks.generator(draw.latents()))), {}
+
+    def adam(self, ops):
+        return partial(ops.Adam, lr=self.lr)
+
+    def player(self, ops, name, **options):
+        return Player((name,), getattr(self, f"{name}_loss"), self.adam(ops), **options)
+
+    def players(self, ops):
+        return {name: self.player(ops, name) for name in ("discriminator", "generator")}
+
+    def schedule(self, step):
+        return ["discriminator", "generator"]
+
+
+class WGAN(Game):
+    clip = 0.05
+
+    def discriminator_loss(self, networks, draw, ops):
+        return networks.discriminator(networks.generator(draw.latents())).mean() - networks.discriminator(
+            draw.real()
+        ).mean(), {}
+
+    def players(self, ops):
+        rmsprop = partial(ops.RMSprop, lr=self.lr)
+        return {
+            "discriminator": Player(("discriminator",), self.discriminator_loss, partial(rmsprop, clip=self.clip)),
+            "generator": Player(("generator",), self.generator_loss, rmsprop, ema=0.9),
+        }
+
+    def schedule(self, step):
+        return ["discriminator"] * (4 if step < 1 or step % 3 == 0 else 2) + ["generator"]
+
+
+class Unrolled(Game):
+    def players(self, ops):
+        unrolling = self.player(ops, "generator", unroll={"discriminator": 3})
+        return {"discriminator": self.player(ops, "discriminator"), "generator": unrolling}
+
+
+class Prediction(Game):
+    def players(self, ops):
+        seeing = self.player(ops, "discriminator", lookahead=("generator",))
+        return {"generator": self.player(ops, "generator"), "discriminator": seeing}
+
+    def schedule(self, step):
+        return ["generator", "discriminator"]
+
+
+class BEGAN(Game):
+    gamma, rate = 0.5, 0.1
+
+    def networks(self, data, ops):
+        return Networks(generator=mlp(2, 2), discriminator=mlp(2, 2), k=torch.zeros(()))
+
+    def error(self, networks, x):
+        return (networks.discriminator(x) - x).abs().mean()
+
+    def discriminator_loss(self, networks, draw, ops):
+        real, fake = self.error(networks, draw.real()), self.error(networks, networks.generator(draw.latents()))
+        return real - networks.k * fake, {"real": real, "fake": fake, "M": real + (self.gamma * real - fake).abs()}
+
+    def generator_loss(self, networks, draw, ops):
+        return self.error(networks, networks.generator(draw.latents())), {}
+
+    def balance(self, networks, figures):
+        networks.k.add_(self.rate * (self.gamma * figures["real"] - figures["fake"])).clamp_(0, 1)
+
+    def players(self, ops):
+        balancing = self.player(ops, "discriminator", after=self.balance)
+        return {"discriminator": balancing, "generator": self.player(ops, "generator")}
+
+
+class PacGAN(Game):
+    pack_size = 2
+
+    def networks(self, data, ops):
+        return Networks(generator=mlp(2, 2), discriminator=mlp(2 * self.pack_size, 1, nn.Flatten(0)))
+
+    def pack(self, x):
+        return x.unflatten(0, (-1, self.pack_size)).flatten(1, 2)
+
+    def faked(self, networks, draw):
+        return networks.discriminator(self.pack(networks.generator(draw.latents(self.pack_size * self.batch))))
+
+    def discriminator_loss(self, networks, draw, ops):
+        real = networks.discriminator(self.pack(draw.real(count=self.pack_size * self.batch)))
+        return minimax_discriminator(real, self.faked(networks, draw)), {}
+
+    def generator_loss(self, networks, draw, ops):
+        return non_saturating_generator(self.faked(networks, draw)), {}
+
+    def schedule(self, step):
+        return [("discriminator", "generator")]
+
+
+class BiGAN(Game):
+    def networks(self, data, ops):
+        return Networks(generator=mlp(2, 2), encoder=mlp(2, 2), discriminator=mlp(4, 1, nn.Flatten(0)))
+
+    def judged(self, networks, draw):
+        x, z = draw.real(), draw.latents()
+        pairs = torch.cat([x, networks.encoder(x)], 1), torch.cat([networks.generator(z), z], 1)
+        return map(networks.discriminator, pairs)
+
+    def discriminator_loss(self, networks, draw, ops):
+        return minimax_discriminator(*self.judged(networks, draw)), {}
+
+    def generator_loss(self, networks, draw, ops):
+        real, fake = self.judged(networks, draw)
+        return F.softplus(real).mean() + F.softplus(-fake).mean(), {}
+
+    def players(self, ops):
+        both = Player(("generator", "encoder"), self.generator_loss, self.adam(ops), ema=0.9)
+        return {"discriminator": self.player(ops, "discriminator"), "generator": both}
+
+
+class GMAN(Game):
+    judges, strength = 3, 0.5
+
+    def networks(self, data, ops):
+        return Networks(generator=mlp(2, 2), **{f"d{i}": mlp(2, 1, nn.Flatten(0)) for i in range(self.judges)})
+
+    def judge_loss(self, i, networks, draw, ops):
+        judge = getattr(networks, f"d{i}")
+        return minimax_discriminator(judge(draw.real()), judge(networks.generator(draw.latents()))), {}
+
+    def generator_loss(self, networks, draw, ops):
+        fake = networks.generator(draw.latents())
+        losses = [minimax_generator(getattr(networks, f"d{i}")(fake)) for i in range(self.judges)]
+        losses = distributed.mean(torch.stack(losses))
+        return (torch.softmax(self.strength * losses, 0) * losses).sum(), {}
+
+    def players(self, ops):
+        judges = {f"d{i}": Player((f"d{i}",), partial(self.judge_loss, i), self.adam(ops)) for i in range(self.judges)}
+        return {**judges, "generator": self.player(ops, "generator")}
+
+    def schedule(self, step):
+        return [*(f"d{i}" for i in range(self.judges)), "generator"]
+
+
+class Mixture(nn.Module):
+    def __init__(self, heads):
+        super().__init__()
+        self.trunk, self.heads = mlp(2, 8), nn.ModuleList(nn.Linear(8, 2) for _ in range(heads))
+
+    def forward(self, latents):
+        drawn = torch.stack([head(self.trunk(latents[:, :-1])) for head in self.heads], 1)
+        return drawn[torch.arange(len(latents)), latents[:, -1].long()]
+
+
+class MGAN(Game):
+    heads, beta = 3, 0.5
+
+    def networks(self, data, ops):
+        classifier = mlp(2, self.heads)
+        return Networks(generator=Mixture(self.heads), discriminator=mlp(2, 1, nn.Flatten(0)), classifier=classifier)
+
+    def latents(self, count, generator):
+        head = torch.randint(self.heads, (count, 1), device=generator.device, generator=generator)
+        return torch.cat([super().latents(count, generator), head], 1)
+
+    def told_apart(self, networks, latents):
+        return F.cross_entropy(networks.classifier(networks.generator(latents)), latents[:, -1].long())
+
+    def classifier_loss(self, networks, draw, ops):
+        return self.told_apart(networks, draw.latents()), {}
+
+    def generator_loss(self, networks, draw, ops):
+        latents = draw.latents()
+        fooling = non_saturating_generator(networks.discriminator(networks.generator(latents)))
+        return fooling + self.beta * self.told_apart(networks, latents), {}
+
+    def players(self, ops):
+        return {name: self.player(ops, name) for name in ("discriminator", "classifier", "generator")}
+
+    def schedule(self, step):
+        return [("discriminator", "classifier", "generator")]
+
+
+class TwoHeaded(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.shared, self.a, self.b = nn.Linear(2, 8), mlp(8, 64), mlp(8, 64)
+
+    def forward(self, latents):
+        return [head(self.shared(latents)).unflatten(1, (1, 8, 8)) for head in (self.a, self.b)]
+
+
+class TwoTailed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.shared = mlp(64, 8), mlp(64, 8), mlp(8, 1, nn.Flatten(0))
+
+    def forward(self, a, b):
+        return torch.cat([self.shared(self.a(a.flatten(1))), self.shared(self.b(b.flatten(1)))])
+
+
+class CoGAN(Game):
+    data = DOMAINS
+
+    def networks(self, data, ops):
+        return Networks(generator=TwoHeaded(), discriminator=TwoTailed())
+
+    def discriminator_loss(self, networks, draw, ops):
+        real = networks.discriminator(draw.real("a"), draw.real("b"))
+        return minimax_discriminator(real, networks.discriminator(*networks.generator(draw.latents()))), {}
+
+    def generator_loss(self, networks, draw, ops):
+        return non_saturating_generator(networks.discriminator(*networks.generator(draw.latents()))), {}
+
+    def sample(self, networks, latents, labels=None):
+        return torch.cat(networks.generator(latents), 3)
+
+
+class ImagePool(nn.Module):
+    """The last images shown to a judge: each new one is shown itself, or takes the place of an old one that is shown instead."""
+
+    def __init__(self, size, shape):
+        super().__init__()
+        self.register_buffer("images", torch.zeros(size, *shape))
+        self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def forward(self, fake, choices):
+        """The images to show for these, by one number in [0, 1) for each."""
+        fake, choices, size = distributed.gather(fake.detach()), distributed.gather(choices), len(self.images)
+        order = torch.arange(len(fake), device=fake.device)
+        free = self.filled + order
+        place = torch.where(free < size, free, (2 * choices % 1 * size).long())
+        shown = torch.where(((free < size) | (choices < 0.5)).view(-1, 1, 1, 1), fake, self.images[place])
+        self.images[place] = fake
+        self.filled.add_(len(fake)).clamp_(max=size)
+        share = len(fake) // distributed.size()
+        return shown[distributed.rank() * share :][:share]
+
+
+class CycleGAN(Game):
+    data = DOMAINS
+    samplers = ("to_b", "shown")
+
+    def networks(self, data, ops):
+        to_a, to_b = nn.Conv2d(1, 1, 3, 1, 1), nn.Conv2d(1, 1, 3, 1, 1)
+        pools = {f"pool_{domain}": ImagePool(12, data.shape) for domain in "ab"}
+        return Networks(
+            to_a=to_a, to_b=to_b, judge_a=score(), judge_b=score(), **pools, shown=torch.zeros(16, *data.shape)
+        )
+
+    def enter(self, networks, draw, ops):
+        networks.shown.copy_(draw.real("a", count=16))
+
+    def judges_loss(self, networks, draw, ops):
+        a, b = draw.real("a"), draw.real("b")
+        fake_a = networks.pool_a(networks.to_a(b), draw.uniform())
+        fake_b = networks.pool_b(networks.to_b(a), draw.uniform())
+        loss = (networks.judge_a(a) - 1).square().mean() + networks.judge_a(fake_a).square().mean()
+        return loss + (networks.judge_b(b) - 1).square().mean() + networks.judge_b(fake_b).square().mean(), {}
+
+    def generators_loss(self, networks, draw, ops):
+        a, b = draw.real("a"), draw.real("b")
+        fake_a, fake_b = networks.to_a(b), networks.to_b(a)
+        fooling = (networks.judge_a(fake_a) - 1).square().mean() + (networks.judge_b(fake_b) - 1).square().mean()
+        cycle = (networks.to_a(fake_b) - a).abs().mean() + (networks.to_b(fake_a) - b).abs().mean()
+        return fooling + 10 * cycle, {"cycle": cycle}
+
+    def players(self, ops):
+        return {
+            "generators": Player(("to_a", "to_b"), self.generators_loss, self.adam(ops)),
+            "judges": Player(("judge_a", "judge_b"), self.judges_loss, self.adam(ops)),
+        }
+
+    def schedule(self, step):
+        return ["generators", "judges"]
+
+    def sample(self, networks, latents, labels=None):
+        return networks.to_b(networks.shown[torch.arange(len(latents)) % len(networks.shown)])
+
+
+class LAPGAN(Game):
+    data = IMAGES
+    levels = (0, 1)
+    samplers = ("g0", "g1")
+
+    def networks(self, data, ops):
+        return Networks(
+            g0=mlp(2, 16, nn.Unflatten(1, (1, 4, 4))),
+            d0=nn.Sequential(nn.Flatten(), mlp(16, 1, nn.Flatten(0))),
+            g1=nn.Conv2d(2, 1, 3, 1, 1),
+            d1=nn.Sequential(nn.Conv2d(2, 4, 4, 2, 1), nn.Flatten(), nn.Linear(64, 1), nn.Flatten(0)),
+        )
+
+    def detailed(self, networks, coarse, noise):
+        """What the second level adds to images of half the size."""
+        coarse = F.interpolate(coarse, scale_factor=2)
+        return coarse, networks.g1(torch.cat([coarse, noise], 1))
+
+    def judged(self, level, networks, draw, real=True):
+        """Scores of real and generated images of a level; real ones only where asked for."""
+        images, noise = draw.real(), draw.normal(1, 8, 8)
+        small = F.avg_pool2d(images, 2)
+        if level == 0:
+            return real and networks.d0(small), networks.d0(networks.g0(draw.latents()))
+        coarse, detail = self.detailed(networks, small, noise)
+        own = real and networks.d1(torch.cat([coarse, images - coarse], 1))
+        return own, networks.d1(torch.cat([coarse, detail], 1))
+
+    def judge_loss(self, level, networks, draw, ops):
+        return minimax_discriminator(*self.judged(level, networks, draw)), {}
+
+    def level_loss(self, level, networks, draw, ops):
+        return non_saturating_generator(self.judged(level, networks, draw, real=False)[1]), {}
+
+    def players(self, ops):
+        sides = {"d": self.judge_loss, "g": self.level_loss}
+        return {
+            f"{side}{i}": Player((f"{side}{i}",), partial(loss, i), self.adam(ops))
+            for i in self.levels
+            for side, loss in sides.items()
+        }
+
+    def schedule(self, step):
+        return [f"{side}{i}" for i in self.levels for side in "dg"]
+
+    def sample(self, networks, latents, labels=None):
+        small = networks.g0(latents)
+        noise = torch.randn(len(latents), 1, 8, 8, device=latents.device, dtype=latents.dtype)
+        return sum(self.detailed(networks, small, noise))
+
+
+@dataclass
+class SinGAN(Game):
+    data = ONE_IMAGE
+    batch: int = 1
+    steps_per_scale, sizes = 2, (4, 8)
+
+    @property
+    def samplers(self):
+        return tuple(f"g{i}" for i in range(self.phase + 1)) + ("amplitudes",)
+
+    def phase_at(self, step):
+        return min(step // self.steps_per_scale, len(self.sizes) - 1)
+
+    def latents(self, count, generator):
+        return torch.randn(count, len(self.sizes), *self.data.shape[1:], device=generator.device, generator=generator)
+
+    def networks(self, data, ops):
+        generators = {f"g{i}": nn.Conv2d(1, 1, 3, 1, 1) for i in range(self.phase + 1)}
+        critic = nn.Sequential(nn.Conv2d(1, 4, 3), nn.LeakyReLU(0.2), nn.Conv2d(4, 1, 2))
+        fixed = torch.randn(1, 1, self.sizes[0], self.sizes[0])
+        return Networks(**generators, discriminator=critic, amplitudes=torch.ones(len(self.sizes)), fixed=fixed)
+
+    def up(self, networks, noises, scale):
+        """What the scales up to this one make of a noise for each; none is a noise of 0."""
+        image = 0
+        for i in range(scale + 1):
+            if i:
+                image = F.interpolate(image, size=self.sizes[i], mode="bilinear")
+            noise = noises[i] * networks.amplitudes[i] if i < len(noises) else 0
+            image = getattr(networks, f"g{i}")(image + noise) + image
+        return image
+
+    def noises(self, latents):
+        return [latents[:, i : i + 1, :size, :size] for i, size in enumerate(self.sizes)]
+
+    def view(self, draw):
+        return F.interpolate(draw.real(), size=self.sizes[self.phase], mode="area")
+
+    def enter(self, networks, draw, ops):
+        if self.phase:
+            below = F.interpolate(self.up(networks, [networks.fixed], self.phase - 1), size=self.sizes[self.phase])
+            networks.amplitudes[self.phase] = (below - self.view(draw)).square().mean().sqrt()
+
+    def discriminator_loss(self, networks, draw, ops):
+        real, fake = self.view(draw), self.up(networks, self.noises(draw.latents()), self.phase)
+
+        def critic(x):
+            return networks.discriminator(x).mean((1, 2, 3))
+
+        penalty = ops.gradient_penalty(critic, real, fake, eps=draw.uniform(), weight=0.1)
+        return critic(fake).mean() - critic(real).mean() + penalty, {"penalty": penalty}
+
+    def generator_loss(self, networks, draw, ops):
+        fake = self.up(networks, self.noises(draw.latents()), self.phase)
+        rebuilt = (self.up(networks, [networks.fixed], self.phase) - self.view(draw)).square().mean()
+        return 10 * rebuilt - networks.discriminator(fake).mean(), {"rebuilt": rebuilt}
+
+    def players(self, ops):
+        finest = Player((f"g{self.phase}",), self.generator_loss, self.adam(ops))
+        return {"discriminator": self.player(ops, "discriminator"), "generator": finest}
+
+    def sample(self, networks, latents, labels=None):
+        return self.up(networks, self.noises(latents), self.phase)
+
+
+class Growing(nn.Module):
+    """A block and a way to images for each resolution: 4 and, in the second phase, 8."""
+
+    def __init__(self, phase):
+        super().__init__()
+        self.mapping, self.b4, self.image4 = nn.Linear(2, 4), nn.Linear(4, 64), nn.Conv2d(4, 1, 1)
+        if phase:
+            self.b8, self.image8 = nn.Conv2d(4, 4, 3, 1, 1), nn.Conv2d(4, 1, 1)
+
+    def forward(self, latents, alpha=1):
+        return self.synthesis(self.mapping(latents), alpha)
+
+    def synthesis(self, w, alpha=1):
+        x = self.b4(w).view(-1, 4, 4, 4)
+        if not hasattr(self, "b8"):
+            return self.image4(x)
+        x = F.interpolate(x, scale_factor=2)
+        return alpha * self.image8(self.b8(x)) + (1 - alpha) * self.image4(x)
+
+
+class Progressive(Game):
+    data = IMAGES
+    steps_per_phase, fade_steps = 2, 2
+
+    def phase_at(self, step):
+        return min(step // self.steps_per_phase, 1)
+
+    def networks(self, data, ops):
+        side = 4 * 2**self.phase
+        critic = nn.Sequential()
+        if self.phase:
+            critic.add_module("b8", nn.Conv2d(1, 1, 4, 2, 1))
+        critic.add_module("b4", nn.Sequential(nn.Flatten(), mlp(16, 1, nn.Flatten(0))))
+        assert side == data.shape[1] or not self.phase
+        return Networks(generator=Growing(self.phase), discriminator=critic, length=torch.zeros(()))
+
+    def alpha(self, step):
+        return min(1.0, (step - self.steps_per_phase + 1) / self.fade_steps) if self.phase else 1.0
+
+    def view(self, draw):
+        small = F.avg_pool2d(draw.real(), 2)
+        if not self.phase:
+            return small
+        alpha = self.alpha(draw.step)
+        return alpha * draw.real() + (1 - alpha) * F.interpolate(small, scale_factor=2)
+
+    def faked(self, networks, draw):
+        return networks.discriminator(networks.generator(draw.latents(), self.alpha(draw.step)))
+
+    def discriminator_loss(self, networks, draw, ops):
+        return minimax_discriminator(networks.discriminator(self.view(draw)), self.faked(networks, draw)), {}
+
+    def generator_loss(self, networks, draw, ops):
+        return non_saturating_generator(self.faked(networks, draw)), {}
+
+    def r1(self, networks, draw, ops):
+        return ops.r1_penalty(networks.discriminator, self.view(draw), gamma=1.0), {}
+
+    def path_length(self, networks, draw, ops):
+        w = networks.generator.mapping(draw.latents())
+        images = networks.generator.synthesis(w, self.alpha(draw.step))
+        (slope,) = torch.autograd.grad((images * draw.normal(*images.shape[1:])).sum(), w, create_graph=True)
+        lengths = slope.square().sum(1).sqrt()
+        return (lengths - networks.length).square().mean(), {"length": lengths.mean()}
+
+    def follow(self, networks, figures):
+        if "length" in figures:
+            networks.length.lerp_(figures["length"], 0.5)
+
+    def players(self, ops):
+        lengths, r1 = Regularizer(self.path_length, every=2), Regularizer(self.r1, every=3)
+        return {
+            "discriminator": self.player(ops, "discriminator", regularizers={"r1": r1}),
+            "generator": self.player(ops, "generator", ema=0.9, regularizers={"path": lengths}, after=self.follow),
+        }
+
+
+GAMES = {
+    "wgan": WGAN,
+    "unrolled": Unrolled,
+    "prediction": Prediction,
+    "began": BEGAN,
+    "pacgan": PacGAN,
+    "bigan": BiGAN,
+    "gman": GMAN,
+    "mgan": MGAN,
+    "cogan": CoGAN,
+    "cyclegan": CycleGAN,
+    "lapgan": LAPGAN,
+    "singan": SinGAN,
+    "progressive": Progressive,
+}
