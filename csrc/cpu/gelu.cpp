@@ -1,7 +1,4 @@
 // y = x Φ(x), Φ the normal distribution function or its form in tanh, and its first and second derivative: one pass each.
-#include <array>
-#include <string>
-
 #include "../common.h"
 #include "exponentials.h"
 #include "vec.h"
@@ -129,20 +126,8 @@ void for_each_element(const char* op, const Tensor& x, bool tanh_form, const Bod
   });
 }
 
-// Stock's kernels convert 16 bits faster than these loops, and compute in float32 as these do.
-bool stock_takes(const Tensor& x) { return accumulate_type(x.scalar_type()) != x.scalar_type(); }
-
-template <class... Tensors>
-Tensor by_stock(const char* op, bool tanh_form, const Tensors&... tensors) {
-  using torch::stable::detail::from, torch::stable::detail::to;
-  std::array<StableIValue, sizeof...(tensors) + 1> stack{from(tensors)..., from(std::string(tanh_form ? "tanh" : "none"))};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack.data(), TORCH_ABI_VERSION));
-  return to<Tensor>(stack[0]);
-}
-
 Tensor gelu(const Tensor& x_, bool tanh_form) {
   const Tensor x = dense(x_);
-  if (stock_takes(x)) return by_stock("aten::gelu", tanh_form, x);
   Tensor y = torch::stable::empty_like(x);
   for_each_element("gelu", x, tanh_form, [&]<bool form, class T>(int64_t at, int64_t n) {
     gelu_chunk<form>(data<T>(x) + at, mutable_data<T>(y) + at, n);
@@ -155,7 +140,6 @@ Tensor gelu_bwd(const Tensor& grad_, const Tensor& x_, bool tanh_form) {
   check_cpu(op, "grad", grad_);
   check_same_shape(op, "grad", grad_, "x", x_);
   const Tensor x = dense(x_), grad = in_layout_of(x, grad_);
-  if (stock_takes(x)) return by_stock("aten::gelu_backward", tanh_form, grad, x);
   Tensor out = torch::stable::empty_like(x);
   for_each_element(op, x, tanh_form, [&]<bool form, class T>(int64_t at, int64_t n) {
     gelu_bwd_chunk<form>(data<T>(grad) + at, data<T>(x) + at, mutable_data<T>(out) + at, n);
