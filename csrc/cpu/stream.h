@@ -7,22 +7,13 @@
 #if defined(__x86_64__)
 #include <emmintrin.h>
 #endif
-#if defined(__linux__)
-#include <unistd.h>
-#endif
 
 namespace gankernels {
 
-inline int64_t last_level_cache() {
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-  static const int64_t size = sysconf(_SC_LEVEL3_CACHE_SIZE);
-  if (size > 0) return size;
-#endif
-  return 32 << 20;
-}
+// About what a core reaches of a server's last-level cache. A constant, since sysconf gives the sum over all of an EPYC's.
+constexpr int64_t kLargestKept = 24 << 20;
 
-// As glibc's memcpy draws the line.
-inline bool outgrows_cache(const Tensor& out) { return out.numel() * int64_t(out.element_size()) > last_level_cache() / 4 * 3; }
+inline bool outgrows_cache(const Tensor& out) { return out.numel() * int64_t(out.element_size()) > kLargestKept; }
 
 // to[i] = from[i], around the cache; ordered before what other threads do only by `finish_streams`.
 template <class T>

@@ -1,6 +1,5 @@
 // Upsample, filter, downsample in one pass: a band of rows of a plane, or of a block of channels, at a time.
 #include "resample.h"
-#include "stream.h"
 
 namespace gankernels {
 namespace {
@@ -11,23 +10,14 @@ template <class T, class A>
 struct Own {
   Loader<T, A> load;
   Stage<A> stage;
-  std::vector<T> around;  // rows on their way around the cache
 };
-
-constexpr int64_t kAround = 2048;  // numbers of them, about
 
 template <int kBytes, class T, class A>
 GK_INLINE void resample(Own<T, A>& own, T* y, const Rows& rows, int64_t sample, int64_t channel, int64_t first, int64_t last) {
   own.load.begin(sample, channel);
   own.stage.forget();
-  const int64_t row = rows.width * rows.stride, around = own.around.size() / row, most = around ? around : last - first;
-  for (int64_t n; first < last; first += n) {
-    n = std::min(most, last - first);
-    T* out = y + rows.at(sample, channel, first);
-    own.stage.template rows<kBytes>(first, first + n, own.load, around ? own.around.data() : out, row, rows.pixels(channel));
-    if (around) stream(own.around.data(), out, n * row);
-  }
-  if (around) finish_streams();
+  own.stage.template rows<kBytes>(first, last, own.load, y + rows.at(sample, channel, first), rows.width * rows.stride,
+                                  rows.pixels(channel));
 }
 
 Tensor upfirdn2d(const Tensor& x_, const Tensor& f, std::vector<int64_t> up, std::vector<int64_t> down,
@@ -42,12 +32,9 @@ Tensor upfirdn2d(const Tensor& x_, const Tensor& f, std::vector<int64_t> up, std
   dispatch_floating(op, x.scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;
     const Plan<A> plan(across, along, Filter<A>(as_contiguous(f), flip_filter, gain), block);
-    const int64_t row = out.width * out.stride;
-    const bool around = outgrows_cache(y) && out.block == out.stride;
     const auto make = [&] {
       Stage<A> stage(plan);
-      return Own<T, A>{{data<T>(x), in, stage.most_rows(), nullptr}, std::move(stage),
-                       std::vector<T>(around ? ceil_div(kAround, row) * row : 0)};
+      return Own<T, A>{{data<T>(x), in, stage.most_rows(), nullptr}, std::move(stage)};
     };
     for_each_band(out, kBand, make, [&](Own<T, A>& own, int64_t sample, int64_t channel, int64_t first, int64_t last) {
       with_registers([&]<int kBytes>() GK_INLINE_LAMBDA {

@@ -276,10 +276,13 @@ def test_conditional_generators_draw_the_class_that_is_asked_for():
         for label in (0, 2):
             walk = generator.interpolate(2, 3, space=space, seed=5, label=label)
             torch.testing.assert_close(walk[[0, 2]], generator.networks.generator(ends, torch.tensor([label, label])))
-    assert not torch.equal(generator.sample(3, labels=torch.tensor([0, 0, 0])), generator.sample(3))
+    assert torch.equal(generator.sample(3, labels=[0, 1, 2]), generator.sample(3))
+    assert not torch.equal(generator.sample(3, labels=[0, 0, 0]), generator.sample(3))
     for mistake, sentence in [
         (lambda: generator.interpolate(label=3), "label must be from 0 to 2, got 3."),
-        (lambda: generator.sample(3, labels=torch.zeros(2)), "labels must be 3 classes, got 2 of them."),
+        (lambda: generator.sample(2, labels=[0]), "labels must be 2 whole numbers from 0 to 2, got [0]."),
+        (lambda: generator.sample(2, labels=[0, 3]), "labels must be 2 whole numbers from 0 to 2, got [0, 3]."),
+        (lambda: generator.sample(1, labels=[0.5]), "labels must be 1 whole numbers from 0 to 2, got [0.5]."),
         (
             lambda: Generator(ganzoo.create("gan"), None, 0, None).sample(1, labels=torch.zeros(1)),
             "labels must be left out, as the generator is not conditional, got 1 of them.",

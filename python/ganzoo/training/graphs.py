@@ -96,22 +96,19 @@ class _Captured:
     draws were noted."""
 
     def __init__(self, requests, update):
-        self.update, self._requests, self._buffers, self.replay = update, requests, None, None
+        self.update, self._requests, self._buffers, self.replay = update, requests, [], None
 
     def fill(self, draw, update):
         """Draw what was noted, for a step whose first update has this number."""
-        drawn = []
-        for method, args, options in self._requests:
+        for number, (method, args, options) in enumerate(self._requests):
             if method == "begin":
                 args = (args[0] + update - self.update, *args[1:])
             values = getattr(draw, method)(*args, **options)
-            drawn.append(values if isinstance(values, dict) else {} if values is None else {"": values})
-        if self._buffers is None:
-            self._buffers = [{field: value.clone() for field, value in values.items()} for values in drawn]
-        else:
-            for buffers, values in zip(self._buffers, drawn):
-                for field, value in values.items():
-                    buffers[field].copy_(value)
+            values = values if isinstance(values, dict) else {} if values is None else {"": values}
+            if number == len(self._buffers):
+                self._buffers.append({field: value.clone() for field, value in values.items()})
+            for field, value in values.items():
+                self._buffers[number][field].copy_(value)
 
     def given(self):
         """A draw that answers with the buffers."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import textwrap
 
 import torch
 from torch.func import functional_call
@@ -128,10 +129,8 @@ class Trainer:
                 with torch.no_grad():
                     self.variant.enter(self.networks, self._draw, self._ops)
         self._players = self.variant.players(self._ops)
-        self.updates = {
-            **dict.fromkeys(self._players, 0),
-            **self.updates,
-        }  # those that are gone count on: draws follow the sum
+        # Players of an earlier phase keep their counts: what is drawn depends on the sum.
+        self.updates = {**dict.fromkeys(self._players, 0), **self.updates}
         self._averages, self._optimizers, self._rates, self._scalers = {}, {}, {}, {}
         self._names, self._params, self._averaged, self._losses = {}, {}, {}, {}
         for name, player in self._players.items():
@@ -390,18 +389,30 @@ def carry_over(before, after):
     after.load_state_dict(kept, strict=False)
 
 
+def _classes_to_draw(variant, data, count, labels, device):
+    """(count,) int64, all classes in turn unless given; None where the variant is not conditional."""
+    if not variant.conditional:
+        if labels is not None:
+            raise ArgumentError("labels", "left out, as the generator is not conditional", f"{len(labels)} of them")
+        return None
+    if labels is None:
+        return torch.arange(count, device=device) % data.classes
+    labels = torch.as_tensor(labels, device=device)
+    whole = labels.shape == (count,) and not labels.is_floating_point()
+    if not (whole and 0 <= labels.min() and labels.max() < data.classes):
+        shown = textwrap.shorten(str(labels.tolist()), 80, placeholder=" …")
+        raise ArgumentError("labels", f"{count} whole numbers from 0 to {data.classes - 1}", shown)
+    return labels
+
+
 @torch.no_grad()
 def draw_samples(variant, data, networks, count, seed, device="cpu", labels=None):
     """`count` images from networks that sample, from the latents that `seed` gives, of every class in turn where the variant
     is conditional. PyTorch's default generators are left as they were."""
     if count < 1:
         raise ArgumentError("count", "at least 1", count)
-    if labels is not None and not (variant.conditional and len(labels) == count):
-        expected = f"{count} classes" if variant.conditional else "left out, as the generator is not conditional"
-        raise ArgumentError("labels", expected, f"{len(labels)} of them")
+    labels = _classes_to_draw(variant, data, count, labels, device)
     latents = variant.latents(count, torch.Generator(device).manual_seed(check_seed(seed)))
-    if labels is None and variant.conditional:
-        labels = torch.arange(count, device=device) % data.classes
     images, size = None, distributed.size()
     for part, start in enumerate(range(0, count, SAMPLING_BATCH)):
         if part % size == distributed.rank():
