@@ -5,7 +5,7 @@
 // the weight's gradient as a forward convolution whose kernel is a whole feature map. The nodes here leave absent gradients
 // absent and use the native weight-gradient kernel; each family is closed under differentiation, so every order is exact.
 //
-// These ops only rearrange stock kernels, so a call must cost what an aten call costs and a backward must know what this
+// These ops rearrange kernels, mostly stock's, so a call must cost what an aten call costs and a backward must know what this
 // backward asks for: they are C++ autograd functions in an ordinary extension (see docs in gankernels/ops/fast_double_backward.py).
 // They are CompositeImplicitAutograd: torch.compile, functionalization and fake tensors see through them to aten.
 #include <ATen/autocast_mode.h>
@@ -16,6 +16,7 @@
 
 #include "fold.h"
 #include "image_gradient.h"
+#include "winograd.h"
 
 namespace {
 
@@ -42,18 +43,20 @@ Tensor channel_sums(const Tensor& g, const Tensor& row_weights) {
   return at::mv((dims.empty() ? g : g.sum(dims)).t(), row_weights);
 }
 
-struct Convolution : torch::CustomClassHolder {
+struct Convolution : torch::CustomClassHolder, Geometry {
   static constexpr auto name = "gankernels::Convolution";
-  std::vector<int64_t> stride, padding, dilation, output_padding;
-  bool transposed;
-  int64_t groups;
 
   Tensor forward(const Tensor& x, const Tensor& w, const optional<Tensor>& b) const {
+    const Tensor bias = b.value_or(Tensor());
+    if (winograd::fits(*this, x, w, bias)) return winograd::convolution(*this, x, w, bias);
     return at::convolution(x, w, b, stride, padding, dilation, transposed, output_padding, groups);
   }
   // x and w also say what shapes and memory formats the gradients have
   std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& g, const Tensor& x, const Tensor& w,
                                               std::array<bool, 3> mask) const {
+    if (winograd::fits(*this, x, w, g))
+      return {mask[0] ? winograd::input_gradient(*this, g, x, w) : Tensor(),
+              mask[1] ? winograd::weight_gradient(*this, g, x, w) : Tensor(), mask[2] ? bias_gradient(g) : Tensor()};
     const int64_t channels = w.size(transposed ? 1 : 0) * (transposed ? groups : 1);
     at::OptionalIntArrayRef bias_sizes;
     if (mask[2]) bias_sizes = at::OptionalIntArrayRef(IntArrayRef(channels));

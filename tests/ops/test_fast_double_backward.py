@@ -479,3 +479,68 @@ def test_the_gradient_of_an_image(channels, outputs, size, kernel, stride, paddi
     calls_stock = any(event.key == "aten::convolution_backward" for event in profile.key_averages())
     is_matrix_product = max(kernel) == 1 and layout is torch.channels_last
     assert calls_stock == is_matrix_product
+
+
+# stride, transposed, samples, channels, outputs, size, output padding: partial tiles, blocks that end within a sample, rows longer than a block
+MINIMAL_FILTERING = [
+    (1, False, 24, 32, 64, (5, 7), 0),
+    (1, True, 8, 96, 32, (9, 16), 0),
+    (1, False, 1, 32, 32, (3, 261), 0),
+    (2, False, 8, 64, 32, (15, 21), 0),
+    (2, False, 40, 32, 96, (10, 8), 0),
+    (2, False, 1, 32, 160, (64, 270), 0),
+    (2, True, 8, 64, 32, (8, 9), 1),
+    (2, True, 6, 32, 64, (16, 12), 0),
+]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("stride, transposed, samples, channels, outputs, size, output_padding", MINIMAL_FILTERING)
+def test_minimal_filtering(stride, transposed, samples, channels, outputs, size, output_padding, layout):
+    convolution = F.conv_transpose2d if transposed else F.conv2d
+    taps = [4 if stride == 2 else 3] * 2
+    options = dict(stride=stride, padding=1) | (dict(output_padding=output_padding) if transposed else {})
+    x = torch.randn(samples, channels, *size).to(memory_format=layout)
+    weight = torch.randn(*((channels, outputs) if transposed else (outputs, channels)), *taps).to(memory_format=layout)
+    g, dx, dw = torch.randn_like(convolution(x, weight, **options)), torch.randn_like(x), torch.randn_like(weight)
+    wide = torch.randn(samples, channels, size[0], 2 * size[1])[..., ::2].copy_(x)
+    tensors = (x, weight, torch.randn(outputs), g, dx, dw)
+
+    def results(x, weight, bias, g, dx, dw):
+        leaves = [t.detach().requires_grad_() for t in (x, weight, bias, g)]
+        x, weight, bias, g = leaves
+        y = convolution(x, weight, bias, **options)
+        gradients = torch.autograd.grad(y, leaves[:3], g, create_graph=True)
+        tangents = (gradients[0] * dx).sum() + (gradients[1] * dw).sum()
+        return [y, *gradients, *torch.autograd.grad(tangents, [x, weight, g])]
+
+    def ours(x, *others):
+        with gk.fast_double_backward():
+            return results(x, *others)
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        got = ours(*tensors)
+    stock, exact = results(*tensors), results(*(t.double() for t in tensors))
+    for a, b, c in zip(got, stock, exact):
+        assert a.is_contiguous(memory_format=layout) or a.dim() == 1
+        error, of_stock = ((t - c).norm() / c.norm() for t in (a, b))
+        assert error < 4 * of_stock + torch.finfo(torch.float32).eps
+    assert not {"aten::convolution", "aten::convolution_backward"} & {event.key for event in profile.key_averages()}
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3 - threads % 2)
+        assert all(torch.equal(a, b) for a, b in zip(got, ours(*tensors)))
+    finally:
+        torch.set_num_threads(threads)
+    if layout is torch.contiguous_format:
+        assert all(torch.equal(a, b) for a, b in zip(got, ours(wide, *tensors[1:])))
+
+
+@pytest.mark.parametrize("stride, taps", [(1, 3), (2, 4)])
+def test_small_and_empty_batches_are_left_to_stock(stride, taps):
+    """The transforms of the weights would cost more than they save."""
+    x, weight = torch.randn(2, 32, 4, 4), torch.randn(32, 32, taps, taps)
+    with gk.fast_double_backward():
+        small, empty = F.conv2d(x, weight, None, stride, 1), F.conv2d(x[:0], weight, None, stride, 1)
+    assert torch.equal(small, F.conv2d(x, weight, None, stride, 1)) and empty.shape[0] == 0

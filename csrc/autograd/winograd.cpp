@@ -1,0 +1,121 @@
+#include "winograd.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include "../cpu/winograd.h"
+
+namespace gk::winograd {
+
+namespace kernel = gankernels::winograd;
+
+namespace {
+
+constexpr auto kLast = at::MemoryFormat::ChannelsLast;
+
+at::MemoryFormat format_of(const Tensor& x, const Tensor& w) {
+  return x.suggest_memory_format() == kLast || w.suggest_memory_format() == kLast ? kLast : at::MemoryFormat::Contiguous;
+}
+
+kernel::Images images_of(const Tensor& t, at::MemoryFormat format) {
+  return {t.size(0), t.size(1), t.size(2), t.size(3), format == kLast};
+}
+
+Tensor numbers(int64_t count) { return at::empty({count}, at::kFloat); }
+
+// body(begin, end, scratch) for a part of `items` in each thread
+template <class Body>
+void for_each_part(int64_t items, int64_t scratch_size, const Body& body) {
+  const int64_t parts = std::min<int64_t>(items, torch::stable::get_num_threads());
+  const Tensor scratch = numbers(parts * scratch_size);  // allocated here, since threads would not keep their pages
+  float* const memory = scratch.mutable_data_ptr<float>();
+  // PyTorch's own template runs on one thread in an extension that is compiled without OpenMP
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part)
+      body(items * part / parts, items * (part + 1) / parts, memory + part * scratch_size);
+  });
+}
+
+template <class Tiles>
+Tensor convolve(const Tensor& x_, const Tensor& w_, const Tensor& b_, IntArrayRef sizes, at::MemoryFormat format) {
+  const Tensor x = x_.contiguous(format), w = w_.contiguous(), b = b_.defined() ? b_.contiguous() : b_;
+  Tensor y = at::empty(sizes, x.options().memory_format(format));
+  const kernel::Convolution<Tiles> plan(images_of(x, format), images_of(y, format));
+  const Tensor packed = numbers(plan.packed());
+  const float *from = x.const_data_ptr<float>(), *weights = w.const_data_ptr<float>();
+  const float* bias = b.defined() ? b.const_data_ptr<float>() : nullptr;
+  float *products = packed.mutable_data_ptr<float>(), *to = y.mutable_data_ptr<float>();
+  for_each_part(plan.to_pack(), 0, [&](int64_t begin, int64_t end, float*) { kernel::pack(plan, weights, begin, end, products); });
+  for_each_part(plan.grid.rows(), plan.scratch(), [&](int64_t begin, int64_t end, float* scratch) {
+    kernel::compute(plan, from, products, bias, begin, end, scratch, to);
+  });
+  return y;
+}
+
+template <int S>
+Tensor gradient(const Tensor& image_, const Tensor& g_, IntArrayRef sizes, at::MemoryFormat format) {
+  const Tensor image = image_.contiguous(format), g = g_.contiguous(format);
+  Tensor w = at::empty(sizes, image.options());
+  const kernel::Weights<S> plan(images_of(image, format), images_of(g, format), torch::stable::get_num_threads());
+  const float *x = image.const_data_ptr<float>(), *gradient = g.const_data_ptr<float>();
+  float* to = w.mutable_data_ptr<float>();
+  for_each_part(plan.items(), plan.scratch(), [&](int64_t begin, int64_t end, float* scratch) {
+    for (int64_t item = begin; item < end; ++item) kernel::compute(plan, x, gradient, item, scratch, to);
+  });
+  return w.contiguous(format);
+}
+
+bool is_strided(const Tensor& w) { return w.size(2) == 4; }
+
+// A transposed convolution is the gradient in the image of another, and the other way round.
+Tensor forward(const Tensor& x, const Tensor& w, const Tensor& b, IntArrayRef sizes, at::MemoryFormat format) {
+  return is_strided(w) ? convolve<kernel::Forward<2>>(x, w, b, sizes, format) : convolve<kernel::Forward<1>>(x, w, b, sizes, format);
+}
+Tensor backward(const Tensor& g, const Tensor& w, const Tensor& b, IntArrayRef sizes, at::MemoryFormat format) {
+  return is_strided(w) ? convolve<kernel::Backward<2>>(g, w, b, sizes, format) : convolve<kernel::Backward<1>>(g, w, b, sizes, format);
+}
+
+bool all_are(int64_t number, const std::vector<int64_t>& values) {
+  return std::all_of(values.begin(), values.end(), [&](int64_t value) { return value == number; });
+}
+
+}  // namespace
+
+bool fits(const Geometry& geometry, const Tensor& x, const Tensor& w, const Tensor& other) {
+  for (const Tensor& t : {x, w, other})
+    if (t.defined() && (is_traced(t) || !t.is_cpu() || t.layout() != at::kStrided || t.scalar_type() != at::kFloat || t.is_neg()))
+      return false;
+  if (geometry.groups != 1 || x.dim() != 4 || w.dim() != 4 || w.size(2) != w.size(3)) return false;
+  if (!all_are(1, geometry.padding) || !all_are(1, geometry.dilation)) return false;
+  const int64_t stride = w.size(2) == 4 ? 2 : w.size(2) == 3 ? 1 : 0;
+  if (!all_are(stride, geometry.stride) || w.size(0) % kernel::kPanel != 0 || w.size(1) % kernel::kPanel != 0) return false;
+  // of a shape that stock refuses
+  if (x.size(1) != w.size(geometry.transposed ? 0 : 1)) return false;
+  if (other.defined() && other.dim() == 1 && other.size(0) != w.size(geometry.transposed ? 1 : 0)) return false;
+  if (x.numel() == 0 || x.size(2) < 2 || x.size(3) < 2) return false;
+  // products for a pair of channels; transforms take a fifth of the time, and those of the weights as much as kWeights products
+  constexpr double kTransforms = 1.25, kWeights = 1500;
+  const int64_t height = geometry.transposed ? x.size(2) : x.size(2) / stride, width = geometry.transposed ? x.size(3) : x.size(3) / stride;
+  const int64_t tiles = ((height + 1) / 2) * ((width + 1) / 2), taps = w.size(2) * w.size(3), products = stride == 2 ? 36 : 16;
+  return x.size(0) * height * width * taps > kTransforms * x.size(0) * tiles * products + kWeights;
+}
+
+Tensor convolution(const Geometry& geometry, const Tensor& x, const Tensor& w, const Tensor& b) {
+  std::vector<int64_t> sizes{x.size(0), w.size(geometry.transposed ? 1 : 0)};
+  for (int64_t i = 0; i < 2; ++i) {
+    const int64_t size = x.size(2 + i), taps = w.size(2 + i), stride = geometry.stride[i], padding = 2 * geometry.padding[i];
+    sizes.push_back(geometry.transposed ? (size - 1) * stride - padding + taps + geometry.output_padding[i]
+                                        : (size + padding - taps) / stride + 1);
+  }
+  return (geometry.transposed ? backward : forward)(x, w, b, sizes, format_of(x, w));
+}
+
+Tensor input_gradient(const Geometry& geometry, const Tensor& g, const Tensor& x, const Tensor& w) {
+  return (geometry.transposed ? forward : backward)(g, w, {}, x.sizes(), format_of(x, w));
+}
+
+Tensor weight_gradient(const Geometry& geometry, const Tensor& g, const Tensor& x, const Tensor& w) {
+  const Tensor &image = geometry.transposed ? g : x, &other = geometry.transposed ? x : g;
+  return is_strided(w) ? gradient<2>(image, other, w.sizes(), format_of(x, w)) : gradient<1>(image, other, w.sizes(), format_of(x, w));
+}
+
+}  // namespace gk::winograd
