@@ -80,6 +80,10 @@ def prepare(device, layer, layout, dtype):
     def check():
         args, grad = inputs[0]
         wide = [t.detach().double().requires_grad_() for t in args]
+        if dtype == torch.float32:
+            # rounding takes activations across their kink, other ones in each form: there no gradient arrives
+            with torch.no_grad():
+                grad = grad * (scaled(*wide, up, f.double()).abs() > 1e-4)
         exact = calls["stock_scaled"](wide, grad.double())
         assert_accurate(calls[OURS](args, grad), calls["stock_scaled"](args, grad), exact, layer)
         if device == "cpu":

@@ -2,9 +2,9 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(gankernels, m) {
-  // Critic regularisation
+  // Critic regularisation. The gradient in eps has no elements without real and fake.
   m.def("interpolate(Tensor real, Tensor fake, Tensor eps) -> Tensor");
-  m.def("interpolate_bwd(Tensor grad, Tensor eps) -> (Tensor, Tensor)");
+  m.def("interpolate_bwd(Tensor grad, Tensor eps, Tensor? real, Tensor? fake) -> (Tensor, Tensor, Tensor)");
   m.def("grad_norm_penalty(Tensor grads, float target, bool one_sided) -> (Tensor, Tensor)");
   m.def("grad_norm_penalty_bwd(Tensor grad, Tensor grads, Tensor norms, float target, bool one_sided) -> Tensor");
   m.def(

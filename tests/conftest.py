@@ -7,6 +7,10 @@ import torch
 LEFT_OUT = pytest.StashKey[int]()
 
 
+def pytest_addoption(parser):
+    parser.addoption("--inductor", type=int, default=0, metavar="N", help="put N random critics through inductor too")
+
+
 def pytest_collection_modifyitems(config, items):
     """Without a CUDA device its tests are left out, thousands of them, and counted in one line at the end."""
     if torch.cuda.is_available():

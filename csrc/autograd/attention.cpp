@@ -1,6 +1,6 @@
 // softmax(scale q kᵀ) v and its first and second derivative, block of queries by block: the N×N matrix never exists, its
 // blocks are recomputed, and memory stays linear in the number of tokens. Stock kernels do the arithmetic (products of matrices
-// outweigh the rest), on any device; float16 and bfloat16 are computed in float32.
+// outweigh the rest), on any device; blocks are float32 or float64.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
@@ -70,8 +70,8 @@ Tensor one_head(const Tensor& t) { return (t.stride(2) == 1 ? t : t.contiguous()
 // Stock's fused kernel for the CPU is faster than blocks, but where the keys are not whole vectors it loses a NaN in q or k and gives
 // numbers: what has a sum that is not finite goes block by block.
 bool goes_to_stock(const Tensor& q, const Tensor& k, const Tensor& v) {
-  return q.is_cpu() && !at::isReducedFloatingType(q.scalar_type()) && q.size(2) == v.size(2) && q.numel() > 0 && k.numel() > 0 &&
-         at::isfinite(q.sum() + k.sum()).item<bool>();
+  const auto sum = [](const Tensor& t) { return t.sum(t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat); };
+  return q.is_cpu() && q.size(2) == v.size(2) && q.numel() > 0 && k.numel() > 0 && at::isfinite(sum(q) + sum(k)).item<bool>();
 }
 
 // Also the logarithm of each query's sum of exponentials where stock's kernel gave it, else infinity.
@@ -97,8 +97,8 @@ std::tuple<Tensor, Tensor, Tensor> attention_bwd(const Tensor& grad_, const Tens
   for (const auto& [name, t] : {std::pair<const char*, const Tensor&>{"grad", grad_}, {"out", out}})
     check_like("attention_bwd", name, t, {q_.size(0), q_.size(1), v_.size(2)});
   check_like("attention_bwd", "logs", logs, {q_.size(0), q_.size(1)});
-  const bool by_stock = q_.is_cpu() && !at::isReducedFloatingType(q_.scalar_type()) && q_.size(2) == v_.size(2) &&
-                        logs.numel() > 0 && at::isfinite(logs.sum()).item<bool>();
+  const bool by_stock =
+      q_.is_cpu() && q_.size(2) == v_.size(2) && logs.numel() > 0 && at::isfinite(logs.sum()).item<bool>();
   if (by_stock) {
     const auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
         one_head(grad_), one_head(q_), one_head(k_), one_head(v_), one_head(out), logs.contiguous().unsqueeze(1), 0., causal, std::nullopt, scale);

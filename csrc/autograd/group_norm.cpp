@@ -1,7 +1,7 @@
 // Group norm as fast_double_backward routes it, and layer norm as group norm of rows with a single group.
 //
-// The ops have derivatives in Python too; these nodes know what a backward asks for: a penalty's first wants the gradient in x
-// alone, and then the parameters' are neither computed nor differentiated.
+// The nodes know what a backward asks for: a penalty's first wants the gradient in x alone, and then the parameters' are neither
+// computed nor differentiated. The derivative as an op by itself has one in Python too.
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -24,9 +24,11 @@ auto find(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
+// The kernels, below what is differentiated here; that of the second derivative raises where it is differentiated itself.
 Tensors call_norm(const Tensor& x, const Parameter& w, const Parameter& b, int64_t groups, double eps, bool centre) {
   static const auto op =
       find<Tensors(const Tensor&, const Parameter&, const Parameter&, int64_t, double, bool)>("gankernels::group_norm");
+  at::AutoDispatchBelowADInplaceOrView below;
   return op.call(x, w, b, groups, eps, centre);
 }
 
@@ -34,6 +36,7 @@ Tensors call_bwd(const Tensor& g, const Tensor& x, const Parameter& w, const Ten
                  bool centre, bool of_x, bool of_parameters) {
   static const auto op = find<Tensors(const Tensor&, const Tensor&, const Parameter&, const Tensor&, const Tensor&, int64_t, bool,
                                       bool, bool)>("gankernels::group_norm_bwd");
+  at::AutoDispatchBelowADInplaceOrView below;
   return op.call(g, x, w, mean, rstd, groups, centre, of_x, of_parameters);
 }
 
@@ -164,11 +167,20 @@ Tensor for_autocast(const Tensor& t) {
 
 Parameter for_autocast(const Parameter& t) { return t ? Parameter(for_autocast(*t)) : t; }
 
-Tensor fast_group_norm(const Tensor& x, const Parameter& w, const Parameter& b, int64_t groups, double eps) {
+Tensors group_norm(const Tensor& x, const Parameter& w, const Parameter& b, int64_t groups, double eps, bool centre) {
+  const auto differentiates = [](const Parameter& t) { return t && t->requires_grad(); };
+  if (!at::GradMode::is_enabled() || !(x.requires_grad() || differentiates(w) || differentiates(b)))
+    return call_norm(x, w, b, groups, eps, centre);
   auto norm = c10::make_intrusive<Norm>();
   norm->groups = groups;
   norm->eps = eps;
-  return NormNode::apply(for_autocast(x), for_autocast(w), for_autocast(b), norm)[0];
+  norm->centre = centre;
+  const auto found = NormNode::apply(x, w, b, norm);
+  return {found[0], found[1], found[2]};
+}
+
+Tensor fast_group_norm(const Tensor& x, const Parameter& w, const Parameter& b, int64_t groups, double eps) {
+  return std::get<0>(group_norm(for_autocast(x), for_autocast(w), for_autocast(b), groups, eps, true));
 }
 
 Tensor fast_layer_norm(const Tensor& x_, const Parameter& w, const Parameter& b, at::IntArrayRef shape, double eps, bool centre) {
@@ -183,6 +195,8 @@ Tensor fast_layer_norm(const Tensor& x_, const Parameter& w, const Parameter& b,
 }
 
 }  // namespace
+
+TORCH_LIBRARY_IMPL(gankernels, Autograd, m) { m.impl("group_norm", group_norm); }
 
 TORCH_LIBRARY_FRAGMENT(gankernels, m) {
   declare_keeps_rows(c10::demangle(typeid(torch::autograd::CppNode<NormNode>).name()));

@@ -92,11 +92,12 @@ bool fits(const Geometry& geometry, const Tensor& x, const Tensor& w, const Tens
   if (x.size(1) != w.size(geometry.transposed ? 0 : 1)) return false;
   if (other.defined() && other.dim() == 1 && other.size(0) != w.size(geometry.transposed ? 1 : 0)) return false;
   if (x.numel() == 0 || x.size(2) < 2 || x.size(3) < 2) return false;
-  // products for a pair of channels; transforms take a fifth of the time, and those of the weights as much as kWeights products
-  constexpr double kTransforms = 1.25, kWeights = 1500;
+  // products for a pair of channels; transforms take a fifth of the time, and those of the weights as much as so many products
+  constexpr double kTransforms = 1.25;
+  const double of_weights = stride == 2 ? 3000 : 1500;
   const int64_t height = geometry.transposed ? x.size(2) : x.size(2) / stride, width = geometry.transposed ? x.size(3) : x.size(3) / stride;
   const int64_t tiles = ((height + 1) / 2) * ((width + 1) / 2), taps = w.size(2) * w.size(3), products = stride == 2 ? 36 : 16;
-  return x.size(0) * height * width * taps > kTransforms * x.size(0) * tiles * products + kWeights;
+  return x.size(0) * height * width * taps > kTransforms * x.size(0) * tiles * products + of_weights;
 }
 
 Tensor convolution(const Geometry& geometry, const Tensor& x, const Tensor& w, const Tensor& b) {

@@ -441,21 +441,32 @@ Tensor per_channel_output(const Tensor& x, bool wanted) {
   return torch::stable::new_empty(x, channels, accumulate_type(x.scalar_type()));
 }
 
-// Stock's forward is faster for float and double; its derivative would be too, but loses digits where a group varies little.
-bool stock_takes(const Tensor& x, const optional<Tensor>& weight, const optional<Tensor>& bias, bool centre) {
-  const auto dtype = x.scalar_type();
-  const auto alike = [&](const optional<Tensor>& t) { return !t || t->scalar_type() == dtype; };
-  return centre && (dtype == torch::headeronly::ScalarType::Float || dtype == torch::headeronly::ScalarType::Double) &&
-         alike(weight) && alike(bias) && x.numel() > x.size(0) * x.size(1) && (x.dim() == 4 || x.size(1) == 1 || x.stride(1) != 1);
+// Stock's kernels are faster where there are pixels.
+bool stock_takes(const Tensor& x, bool centre) {
+  return centre && x.numel() > x.size(0) * x.size(1) && (x.dim() == 4 || x.size(1) == 1 || x.stride(1) != 1);
 }
 
-std::tuple<Tensor, Tensor, Tensor> stock_group_norm(const Tensor& x, const optional<Tensor>& weight, const optional<Tensor>& bias,
-                                                    int64_t groups, double eps) {
+// Stock's derivative takes the sum of g (x - mean) for a difference of two sums, which loses digits where a mean outweighs the
+// deviation from it.
+bool stock_derives(const Tensor& x, const Tensor& mean, const Tensor& rstd, bool centre) {
+  if (!stock_takes(x, centre)) return false;
+  bool small = true;
+  dispatch_floating("group_norm_bwd", x.scalar_type(), [&]<class T>() {
+    using A = accumulate_t<T>;
+    for (int64_t g = 0; g < mean.numel(); ++g) small &= std::abs(data<A>(mean)[g] * data<A>(rstd)[g]) <= A(1);
+  });
+  return small;
+}
+
+// op(tensors..., N, C, pixels, groups, further) of stock's, whose results are three tensors.
+template <class Further, class... Tensors>
+std::tuple<Tensor, Tensor, Tensor> by_stock(const char* op, const Tensor& x, int64_t groups, const Further& further,
+                                            const Tensors&... tensors) {
   using torch::stable::detail::from, torch::stable::detail::to;
   const int64_t n = x.size(0), c = x.size(1);
-  std::array<StableIValue, 8> stack{from(x), from(weight), from(bias), from(n), from(c), from(x.numel() / (n * c)),
-                                    from(groups), from(eps)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::native_group_norm", "", stack.data(), TORCH_ABI_VERSION));
+  std::array<StableIValue, sizeof...(tensors) + 5> stack{from(tensors)..., from(n), from(c), from(x.numel() / (n * c)),
+                                                         from(groups), from(further)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(op, "", stack.data(), TORCH_ABI_VERSION));
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};
 }
 
@@ -465,9 +476,9 @@ std::tuple<Tensor, Tensor, Tensor> group_norm(const Tensor& x_, const optional<T
   check(op, x_, groups);
   check_per_channel(op, "weight", weight_, x_);
   check_per_channel(op, "bias", bias_, x_);
-  const Tensor x = planes_or_rows(x_);
-  if (stock_takes(x, weight_, bias_, centre)) return stock_group_norm(x, weight_, bias_, groups, eps);
-  const Tensor weight = per_channel(weight_, x, 1), bias = per_channel(bias_, x, 0);
+  const Tensor x = planes_or_rows(x_), weight = per_channel(weight_, x, 1), bias = per_channel(bias_, x, 0);
+  if (stock_takes(x, centre))
+    return by_stock("aten::native_group_norm", x, groups, eps, x, optional<Tensor>(weight), optional<Tensor>(bias));
   const Layout layout = layout_of(x, groups);
   const std::array<int64_t, 2> statistics{x.size(0), groups};
   Tensor y = torch::stable::empty_like(x);
@@ -543,8 +554,15 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_bwd(const Tensor& grad_, const Ten
   check_per_channel(op, "weight", weight_, x_);
   check_statistics(op, mean_, rstd_, x_, groups);
   const Tensor x = planes_or_rows(x_), grad = in_layout_of(x, grad_), weight = per_channel(weight_, x, 1);
-  const Layout layout = layout_of(x, groups);
   const std::array<int64_t, 1> none{0};
+  if (stock_derives(x, mean_, rstd_, centre) && (of_x || of_parameters)) {
+    const bool mask[] = {of_x, of_parameters, of_parameters};
+    auto [gx, gw, gb] = by_stock("aten::native_group_norm_backward", x, groups, torch::headeronly::HeaderOnlyArrayRef<bool>(mask, 3),
+                                 grad, x, mean_, rstd_, optional<Tensor>(weight));
+    const Tensor absent = torch::stable::new_empty(x, none);
+    return {of_x ? gx : absent, of_parameters ? gw : per_channel_output(x, false), of_parameters ? gb : per_channel_output(x, false)};
+  }
+  const Layout layout = layout_of(x, groups);
   Tensor x_out = of_x ? torch::stable::empty_like(x) : torch::stable::new_empty(x, none);
   Tensor w_out = per_channel_output(x, of_parameters), b_out = per_channel_output(x, of_parameters);
   dispatch_floating(op, x.scalar_type(), [&]<class T>() {

@@ -380,21 +380,6 @@ def _fake(x, weight, bias, groups, eps, centre):
     return torch.empty_like(planes_or_rows(x)), _statistics_like(x, groups), _statistics_like(x, groups)
 
 
-def _setup_context(ctx, inputs, output):
-    x, weight, bias, ctx.groups, _, ctx.centre = inputs
-    ctx.has_bias = bias is not None
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(x, weight, *output[1:])
-
-
-def _backward(ctx, grad, *_):
-    x, weight, mean, rstd = ctx.saved_tensors
-    parameters = weight is not None or ctx.has_bias
-    dx, dw, db = _op.group_norm_bwd(grad, x, weight, mean, rstd, ctx.groups, ctx.centre, True, parameters)
-    dtype = x.dtype if weight is None else weight.dtype
-    return dx, None if weight is None else dw.to(dtype), db.to(dtype) if ctx.has_bias else None, None, None, None
-
-
 def _bwd_fake(grad, x, weight, mean, rstd, groups, centre, of_x, of_parameters):
     dx = torch.empty_like(planes_or_rows(x)) if of_x else x.new_empty(0)
     return dx, _per_channel_like(x, of_parameters), _per_channel_like(x, of_parameters)
@@ -420,7 +405,7 @@ def _bwd_bwd_fake(v, v_weight, v_bias, grad, x, weight, mean, rstd, groups, cent
     return torch.empty_like(x), torch.empty_like(x), _per_channel_like(x, of_weight)
 
 
-register("group_norm", fake=_fake, backward=_backward, setup_context=_setup_context, cuda=_group_norm_triton)
+register("group_norm", fake=_fake, cpp_autograd=True, cuda=_group_norm_triton)
 register(
     "group_norm_bwd",
     fake=_bwd_fake,
@@ -462,9 +447,9 @@ def group_norm(
         eps: >= 0.
 
     Returns: x's shape and dtype, strides preserved for contiguous and channels_last x. Differentiable twice. Forward reads x once
-    from memory while a sample fits in the cache (twice on a GPU) and writes y once, on the CPU in float32 and float64 by stock's kernel;
-    backward and double backward read each of
-    their two or three inputs once (twice) and write each result once. Parameters get a gradient only where a backward asks for it.
+    from memory while a sample fits in the cache (twice on a GPU) and writes y once; backward and double backward read each of
+    their two or three inputs once (twice) and write each result once. On the CPU stock's kernel does the forward where there are
+    pixels, and the backward unless the mean of a group outweighs its standard deviation. Parameters get a gradient only where a backward asks for it.
 
     Raises: TypeError or ValueError for tensors that do not fit, or a num_groups that does not divide C.
 

@@ -2,6 +2,7 @@
 
 The op and its transpose close under differentiation, so every order of derivative is one pass over memory:
     (d real, d fake) = (eps * g, (1 - eps) * g),    d g = eps * h_real + (1 - eps) * h_fake.
+Who learns eps gets d eps = <g, real - fake>, sample by sample, in the same pass.
 """
 
 from __future__ import annotations
@@ -36,13 +37,22 @@ def interpolate_kernel(real_ptr, fake_ptr, eps_ptr, x_ptr, length, BLOCK: tl.con
 
 
 @jit
-def interpolate_bwd_kernel(grad_ptr, eps_ptr, real_grad_ptr, fake_grad_ptr, length, BLOCK: tl.constexpr):
+def interpolate_bwd_kernel(
+    grad_ptr, eps_ptr, real_ptr, fake_ptr, real_grad_ptr, fake_grad_ptr, partial_ptr, length,
+    OF_EPS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """OF_EPS: partial[program] = <grad, real - fake> over its elements."""
     sample, within = sample_and_offsets(length, BLOCK)
     mask = within < length
+    at = sample * length + within
     eps = tl.load(eps_ptr + sample)
-    grad = tl.load(grad_ptr + sample * length + within, mask).to(eps.dtype)
-    tl.store(real_grad_ptr + sample * length + within, (eps * grad).to(real_grad_ptr.dtype.element_ty), mask)
-    tl.store(fake_grad_ptr + sample * length + within, ((1 - eps) * grad).to(fake_grad_ptr.dtype.element_ty), mask)
+    grad = tl.load(grad_ptr + at, mask, other=0.0).to(eps.dtype)
+    tl.store(real_grad_ptr + at, (eps * grad).to(real_grad_ptr.dtype.element_ty), mask)
+    tl.store(fake_grad_ptr + at, ((1 - eps) * grad).to(fake_grad_ptr.dtype.element_ty), mask)
+    if OF_EPS:
+        real = tl.load(real_ptr + at, mask, other=0.0).to(eps.dtype)
+        fake = tl.load(fake_ptr + at, mask, other=0.0).to(eps.dtype)
+        tl.store(partial_ptr + tl.program_id(0), tl.sum(grad * (real - fake), axis=0))
 
 
 # --- launch ---
@@ -58,21 +68,30 @@ def _interpolate_triton(real, fake, eps):
     return x
 
 
-def _interpolate_bwd_triton(grad, eps):
-    grad, eps = samples_first(grad), eps.contiguous()
+def _interpolate_bwd_triton(grad, eps, real, fake):
+    grad, eps, of_eps = samples_first(grad), eps.contiguous(), real is not None
+    real, fake = (in_layout_of(grad, t) for t in (real, fake)) if of_eps else (grad, grad)
     real_grad, fake_grad = torch.empty_like(grad), torch.empty_like(grad)
-    if grad.numel():
-        grid = (grad.shape[0] * blocks_of(grad),)
-        interpolate_bwd_kernel[grid](grad, eps, real_grad, fake_grad, grad.numel() // grad.shape[0], BLOCK)
-    return real_grad, fake_grad
+    blocks = blocks_of(grad) if grad.numel() else 0
+    partial = eps.new_empty(grad.shape[0] if of_eps else 0, blocks)
+    if blocks:
+        tensors = (grad, eps, real, fake, real_grad, fake_grad, partial)
+        interpolate_bwd_kernel[(grad.shape[0] * blocks,)](*tensors, grad.numel() // grad.shape[0], of_eps, BLOCK)
+    return real_grad, fake_grad, partial.sum(1)
 
 
 # --- fake and derivatives ---
 
 
+def _column(t, like):
+    """A number per sample, to multiply `like` with."""
+    return t.view(-1, *[1] * (like.dim() - 1))
+
+
 def _eps_gradient(grad, real, fake, dtype):
-    """<grad_i, real_i - fake_i>, in the dtype of eps: nobody asks for it but who learns eps, so it is plain PyTorch."""
-    return (grad.to(dtype) * (real.to(dtype) - fake.to(dtype))).flatten(1).sum(1)
+    """<grad_i, real_i - fake_i> where nothing else is asked for, in plain PyTorch."""
+    products = grad.to(dtype) * (real.to(dtype) - fake.to(dtype))
+    return products.sum(tuple(range(1, grad.dim()))) if grad.dim() > 1 else products
 
 
 def _setup_context(ctx, inputs, output):
@@ -84,38 +103,46 @@ def _backward(ctx, grad):
     eps, *points = ctx.saved_tensors
     real_grad = fake_grad = eps_grad = None
     if ctx.needs_input_grad[0] and ctx.needs_input_grad[1]:
-        real_grad, fake_grad = _op.interpolate_bwd(grad, eps)
-    else:
-        column = eps.view(-1, *[1] * (grad.dim() - 1))
-        if ctx.needs_input_grad[0]:
-            real_grad = (column * grad).to(grad.dtype)
-        if ctx.needs_input_grad[1]:
-            fake_grad = ((1 - column) * grad).to(grad.dtype)
+        real_grad, fake_grad, eps_grad = _op.interpolate_bwd(grad, eps, *(points or (None, None)))
+        return real_grad, fake_grad, eps_grad if points else None
+    column = _column(eps, grad)
+    if ctx.needs_input_grad[0]:
+        real_grad = (column * grad).to(grad.dtype)
+    if ctx.needs_input_grad[1]:
+        fake_grad = ((1 - column) * grad).to(grad.dtype)
     if ctx.needs_input_grad[2]:
         eps_grad = _eps_gradient(grad, *points, eps.dtype)
     return real_grad, fake_grad, eps_grad
 
 
 def _bwd_setup_context(ctx, inputs, output):
-    grad, eps = inputs
-    ctx.save_for_backward(eps, *((grad,) if ctx.needs_input_grad[1] else ()))
+    grad, eps, real, fake = inputs
+    ctx.of_eps = real is not None
+    ctx.save_for_backward(eps, *((grad,) if ctx.needs_input_grad[1] or ctx.of_eps else ()), *((real, fake) if ctx.of_eps else ()))
 
 
-def _bwd_backward(ctx, real_grad_grad, fake_grad_grad):
+def _bwd_backward(ctx, v_real, v_fake, v_eps):
     eps, *rest = ctx.saved_tensors
-    eps_grad = None
+    grad_grad = _op.interpolate(v_real, v_fake, eps)
+    eps_grad = real_grad = fake_grad = None
     if ctx.needs_input_grad[1]:
-        eps_grad = _eps_gradient(rest[0], real_grad_grad, fake_grad_grad, eps.dtype)
-    return _op.interpolate(real_grad_grad, fake_grad_grad, eps), eps_grad
+        eps_grad = _eps_gradient(rest[0], v_real, v_fake, eps.dtype)
+    if ctx.of_eps:
+        grad, real, fake = rest
+        column = _column(v_eps, grad)
+        grad_grad = (grad_grad + column * (real.to(eps.dtype) - fake.to(eps.dtype))).to(grad.dtype)
+        real_grad = (column * grad).to(grad.dtype)
+        fake_grad = -real_grad
+    return grad_grad, eps_grad, real_grad, fake_grad
 
 
 def _fake(real, fake, eps):
     return fake_like(samples_first(real))
 
 
-def _bwd_fake(grad, eps):
+def _bwd_fake(grad, eps, real, fake):
     grad = samples_first(grad)
-    return fake_like(grad), fake_like(grad)
+    return fake_like(grad), fake_like(grad), eps.new_empty(0 if real is None else grad.shape[0])
 
 
 register("interpolate", fake=_fake, backward=_backward, setup_context=_setup_context, cuda=_interpolate_triton)

@@ -1,5 +1,7 @@
 """Loss and penalty in one backward against stock autograd: random critics, critics that relate samples, passes counted, ways of use."""
 
+import gc
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -311,34 +313,68 @@ class RandomCritic(nn.Sequential):
         self.relates = relates
 
 
-PARTS, CRITICS_OF_A_PART, COMPILED_OF_A_PART = 10, 50, 10  # parts: workers share them
+PARTS, CRITICS_OF_A_PART = 10, 50  # parts: workers share them
 
 
-@pytest.mark.parametrize("part", range(PARTS))
-def test_random_critics_get_stock_gradients(part):
+@pytest.fixture
+def rare_collections():
+    """Tracing leaves millions of objects, and the collector would look through all there are again and again: 0.3 of 0.75 s a critic."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    yield
+    gc.enable()
+    gc.unfreeze()
+
+
+def compiled_loss(backend):
+    def ours(model, x, *_):
+        return torch.compile(lambda x: our_loss(model, x), fullgraph=True, backend=backend)(x)
+
+    return ours
+
+
+def each_random_critic(start, count, check):
+    """check(critic, x) for so many."""
     tried = 0
 
-    @seed(part)
-    @settings(max_examples=CRITICS_OF_A_PART, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @seed(start)
+    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(
         layers=st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=5),
         head=st.sampled_from(sorted(HEADS)),
         weights=st.integers(0, 99),
     )
-    def check(layers, head, weights):
+    def draw(layers, head, weights):
         nonlocal tried
         tried += 1
         torch.manual_seed(weights)
-        model, x = RandomCritic(layers, head).double(), torch.randn(3, 2, 4, 4, dtype=torch.float64)
+        check(RandomCritic(layers, head).double(), torch.randn(3, 2, 4, 4, dtype=torch.float64))
+        torch._dynamo.reset()
+        if tried % 10 == 0:
+            gc.collect()
+
+    draw()
+    assert tried >= count
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_random_critics_get_stock_gradients(part, rare_collections):
+    """Eager and compiled."""
+
+    def check(model, x):
         assert_equal_to_stock(model, x)
         assert folded(model, x) != model.relates
-        if tried % (CRITICS_OF_A_PART // COMPILED_OF_A_PART) == 0:
-            compiled = torch.compile(lambda x: our_loss(model, x), fullgraph=True, backend="aot_eager")
-            assert_equal_to_stock(model, x, ours=lambda model, x, *_: compiled(x))
-            torch._dynamo.reset()
+        assert_equal_to_stock(model, x, ours=compiled_loss("aot_eager"))
 
-    check()
-    assert tried >= CRITICS_OF_A_PART
+    each_random_critic(part, CRITICS_OF_A_PART, check)
+
+
+def test_random_critics_get_stock_gradients_by_inductor(request, rare_collections):
+    count = request.config.getoption("--inductor")
+    if not count:
+        pytest.skip("--inductor N puts N random critics through inductor, half a minute each")
+    each_random_critic(0, count, lambda model, x: assert_equal_to_stock(model, x, ours=compiled_loss("inductor")))
 
 
 @pytest.mark.parametrize("name", CRITICS)

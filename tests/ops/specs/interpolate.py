@@ -16,9 +16,18 @@ def _interpolate_inputs(shape, dtype, device):
     return randn(shape, dtype, device), randn(shape, dtype, device), _eps(shape, dtype, device)
 
 
-def _interpolate_bwd_reference(grad, eps):
-    eps = eps.reshape(-1, *[1] * (grad.dim() - 1))
-    return (eps * grad).to(grad.dtype), ((1 - eps) * grad).to(grad.dtype)
+def _interpolate_bwd_reference(grad, eps, real=None, fake=None):
+    column = eps.reshape(-1, *[1] * (grad.dim() - 1))
+    of_eps = eps.new_empty(0) if real is None else (grad * (real - fake)).flatten(1).sum(1)
+    return (column * grad).to(grad.dtype), ((1 - column) * grad).to(grad.dtype), of_eps
+
+
+def _interpolate_bwd_inputs(shape, dtype, device):
+    return randn(shape, dtype, device), _eps(shape, dtype, device), None, None
+
+
+def _interpolate_bwd_eps_inputs(shape, dtype, device):
+    return randn(shape, dtype, device), _eps(shape, dtype, device), randn(shape, dtype, device), randn(shape, dtype, device)
 
 
 X, EPS = torch.ones(3, 4), torch.ones(3)
@@ -39,7 +48,8 @@ _INTERPOLATE_BAD = {
     "eps_device": (lambda: gk.interpolate(X, X, EPS.to("meta")), "eps must be on the device of real, cpu, got meta"),
     "raw_shapes": (lambda: _op.interpolate(X, X[:2], EPS), "fake must have the shape of real"),
     "raw_eps": (lambda: _op.interpolate(X, X, EPS[:2]), r"eps must have shape \(N,\) = \(3,\), got \(2,\)"),
-    "raw_eps_dtype": (lambda: _op.interpolate_bwd(X, EPS.double()), "eps must be Float, got Double"),
+    "raw_eps_dtype": (lambda: _op.interpolate_bwd(X, EPS.double(), None, None), "eps must be Float, got Double"),
+    "raw_points": (lambda: _op.interpolate_bwd(X, EPS, X, None), "real and fake must both be given, or neither"),
     "raw_integers": (lambda: _op.interpolate(X.long(), X.long(), EPS), "expected a float64, float32, .* got Long"),
 }
 
@@ -58,10 +68,19 @@ SPECS = [
         "interpolate_bwd",
         _op.interpolate_bwd,
         _interpolate_bwd_reference,
-        lambda shape, dtype, device: (randn(shape, dtype, device), _eps(shape, dtype, device)),
+        _interpolate_bwd_inputs,
         (0,),
         (0, 1),
         outputs=(0, 1),
+    ),
+    Spec(
+        "interpolate_bwd_eps",
+        _op.interpolate_bwd,
+        _interpolate_bwd_reference,
+        _interpolate_bwd_eps_inputs,
+        (0, 2, 3),
+        (0, 1, 2, 3),
+        outputs=(0, 1, 2),
     ),
 ]
 
@@ -69,5 +88,9 @@ LAUNCHERS = {"interpolate": interpolate._interpolate_triton, "interpolate_bwd": 
 
 KERNELS = {
     "interpolate": Kernel(interpolate.interpolate_kernel, lambda t, a: (t, t, a, t, INT)),
-    "interpolate_bwd": Kernel(interpolate.interpolate_bwd_kernel, lambda t, a: (t, a, t, t, INT)),
+} | {
+    f"interpolate_bwd{'_eps' if of_eps else ''}": Kernel(
+        interpolate.interpolate_bwd_kernel, lambda t, a: (t, a, *[t] * 4, a, INT), {"OF_EPS": of_eps}
+    )
+    for of_eps in (False, True)
 }
