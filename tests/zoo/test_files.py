@@ -248,7 +248,7 @@ class Bomb:
         (b"nonsense", "is not a batch of CIFAR-10 ("),
         (
             pickle.dumps({b"data": Bomb(), b"labels": KINDS}),
-            "is not a batch of CIFAR-10 (it asks for io.open, which is refused).",
+            f"is not a batch of CIFAR-10 (it asks for {open.__module__}.open, which is refused).",
         ),
         (
             pickle.dumps([1, 2]),

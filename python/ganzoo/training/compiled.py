@@ -16,11 +16,12 @@ class CompiledLoss:
     def __init__(self, loss, backend):
         self._loss, self._requests = loss, None
         options = {"backend": backend} if isinstance(backend, str) else {}
+        # Where a loss breaks into graphs, PyTorch 2.11 loses gradients once requires_grad of a network has changed.
 
         def of_values(networks, values, ops):
             return loss(networks, Given(self._requests, values), ops)
 
-        self._compiled = torch.compile(of_values, **options)
+        self._compiled = torch.compile(of_values, fullgraph=True, **options)
 
     def __call__(self, networks, draw, ops):
         # The derivatives of a penalty are taken inside of the compiled region.

@@ -7,7 +7,6 @@ batch and takes its slice: the game does not depend on how it was cut.
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor
-from functools import partialmethod
 
 import torch
 
@@ -203,6 +202,15 @@ class Noted:
         self._draw.go_back(mark[1])
 
 
+def _answer(method):
+    """A method of `Given`; a functools.partialmethod would break the graphs of PyTorch 2.11."""
+
+    def answer(self, *args, **options):
+        return self._give(method, *args, **options)
+
+    return answer
+
+
 class Given:
     """Answers noted requests with values, in their order."""
 
@@ -220,10 +228,10 @@ class Given:
     def begin(self, *_):
         self._next += 1
 
-    batch = partialmethod(_give, "batch")
-    real = partialmethod(_give, "real")
-    latents = partialmethod(_give, "latents")
-    uniform = partialmethod(_give, "uniform")
-    normal = partialmethod(_give, "normal")
-    integers = partialmethod(_give, "integers")
+    batch = _answer("batch")
+    real = _answer("real")
+    latents = _answer("latents")
+    uniform = _answer("uniform")
+    normal = _answer("normal")
+    integers = _answer("integers")
     step = Noted.step
