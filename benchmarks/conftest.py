@@ -49,7 +49,7 @@ def pytest_configure(config):
 
 
 # They change how malloc works, for the rest of the process (`keep_pages`).
-LAST = ("test_modulated_conv2d.py", "test_ops.py")
+LAST = ("test_spectral_norm.py", "test_modulated_conv2d.py", "test_ops.py")
 
 
 def pytest_collection_modifyitems(config, items):
