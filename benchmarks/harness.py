@@ -119,7 +119,7 @@ def case(
                 workload.check()
                 benchmark(workload.variants[variant], 0)
                 return
-            measured = settings.measured(title, prepared)
+            measured = settings.measured(title, tier, prepared)
             samples = measured.samples[variant]
             pending = iter(samples)
             benchmark.pedantic(CLOCK.replay, setup=lambda: ((next(pending),), {}), rounds=len(samples))
@@ -173,12 +173,13 @@ class Settings:
         if seconds:
             self.environment["ceilings"] = ceilings(device)
         self._rows = Path(rows) if rows else None
-        self._measured: dict[str, Measured | str] = {}
+        self._measured: dict[tuple[str, str], Measured | str] = {}
         self._began = time.perf_counter()
 
-    def measured(self, title, prepare) -> Measured:
+    def measured(self, title, tier, prepare) -> Measured:
         """The samples of a case, taken the first time. A case that is wrong, or breaks, has none: all its tests fail."""
-        if title not in self._measured:
+        key = title, tier  # the full tier has some cases with further variants
+        if key not in self._measured:
             began = time.perf_counter()
             if began - self._began > self.budget:
                 pytest.skip("the time of --budget is up")
@@ -186,10 +187,10 @@ class Settings:
             try:
                 found = measure(prepare(), self.device, self.seconds)
                 found.cost = time.perf_counter() - began
-                self._measured[title] = found
+                self._measured[key] = found
                 self.tell(f"{time.perf_counter() - self._began:6.0f} s  {title}: {found.summary()}")
             except Exception as error:
-                self._measured[title] = f"{type(error).__name__}: {error}"
+                self._measured[key] = f"{type(error).__name__}: {error}"
                 raise
             finally:
                 if "torch._dynamo" in sys.modules:
@@ -198,7 +199,7 @@ class Settings:
                 gc.freeze()  # what a case leaves behind, imports mostly, need not be looked through after every other
                 if self.device == "cuda":
                     torch.cuda.empty_cache()
-        found = self._measured[title]
+        found = self._measured[key]
         if isinstance(found, str):
             pytest.fail(f"the case failed before: {found}", pytrace=False)
         return found

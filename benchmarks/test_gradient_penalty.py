@@ -1,7 +1,8 @@
 """Gradient penalties, forward and backward into the critic's weights, against autograd.grad(create_graph=True) in plain PyTorch.
 
 The floor is the four passes that an exact penalty needs (see gankernels/ops/fast_double_backward.py), each by the stock kernel for
-it and without autograd; convolutions with fewer products than stock's (csrc/cpu/winograd.h) go below it. With F one forward of the critic, `passes` are the flops spent in units of F, linear layer and all.
+it and without autograd; convolutions with fewer products than stock's (csrc/cpu/winograd.h) go below it. With F one forward of the
+critic, `passes` are the flops spent in units of F, linear layer and all, as of direct convolutions.
 """
 
 import copy

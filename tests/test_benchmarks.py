@@ -27,7 +27,7 @@ def workload(check=lambda: None):
 
 
 def rows(settings, title, ratio=None):
-    measured = settings.measured(title, workload)
+    measured = settings.measured(title, "quick", workload)
     about = {
         "case": title,
         "tier": "quick",
@@ -50,9 +50,20 @@ def test_a_wrong_op_is_not_measured(settings):
         raise AssertionError("the gradient is wrong")
 
     with pytest.raises(AssertionError, match="the gradient is wrong"):
-        settings.measured("op", lambda: workload(wrong))
+        settings.measured("op", "quick", lambda: workload(wrong))
     with pytest.raises(pytest.fail.Exception, match="the case failed before: AssertionError: the gradient is wrong"):
-        settings.measured("op", workload)
+        settings.measured("op", "quick", workload)
+
+
+def test_a_case_of_both_tiers_is_measured_with_the_variants_of_each(settings):
+    def compiled():
+        found = workload()
+        found.variants["stock_compiled"] = found.variants["stock"]
+        return found
+
+    quick, full = settings.measured("step", "quick", workload), settings.measured("step", "full", compiled)
+    assert quick is settings.measured("step", "quick", None)
+    assert set(full.samples) - set(quick.samples) == {"stock_compiled"}
 
 
 WRONG = """
