@@ -118,7 +118,9 @@ def _backward(ctx, grad):
 def _bwd_setup_context(ctx, inputs, output):
     grad, eps, real, fake = inputs
     ctx.of_eps = real is not None
-    ctx.save_for_backward(eps, *((grad,) if ctx.needs_input_grad[1] or ctx.of_eps else ()), *((real, fake) if ctx.of_eps else ()))
+    ctx.save_for_backward(
+        eps, *((grad,) if ctx.needs_input_grad[1] or ctx.of_eps else ()), *((real, fake) if ctx.of_eps else ())
+    )
 
 
 def _bwd_backward(ctx, v_real, v_fake, v_eps):

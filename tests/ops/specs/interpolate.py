@@ -27,7 +27,12 @@ def _interpolate_bwd_inputs(shape, dtype, device):
 
 
 def _interpolate_bwd_eps_inputs(shape, dtype, device):
-    return randn(shape, dtype, device), _eps(shape, dtype, device), randn(shape, dtype, device), randn(shape, dtype, device)
+    return (
+        randn(shape, dtype, device),
+        _eps(shape, dtype, device),
+        randn(shape, dtype, device),
+        randn(shape, dtype, device),
+    )
 
 
 X, EPS = torch.ones(3, 4), torch.ones(3)
