@@ -83,8 +83,8 @@ def scaled_dot_product_attention(
         scale: 1 / sqrt(E) when None.
 
     Returns: (..., L, F), contiguous. Differentiable twice. Each derivative computes the probabilities again, block by block: of
-    products of matrices, in units of L S E, forward takes 2, backward 5 and double backward 13. Of float16 and bfloat16
-    the second derivative is computed in float32, as the others are on a GPU; on the CPU those are stock's, which round probabilities to 16 bits.
+    products of matrices, in units of L S E, forward takes 2, backward 5 and double backward 13. Of float16 and bfloat16 the second
+    derivative is computed in float32, as the others are on a GPU; on the CPU those are stock's, which round probabilities to 16 bits.
 
     Raises: TypeError or ValueError for tensors that do not fit together; NotImplementedError for a mask.
 

@@ -449,7 +449,8 @@ def group_norm(
     Returns: x's shape and dtype, strides preserved for contiguous and channels_last x. Differentiable twice. Forward reads x once
     from memory while a sample fits in the cache (twice on a GPU) and writes y once; backward and double backward read each of
     their two or three inputs once (twice) and write each result once. On the CPU stock's kernel does the forward where there are
-    pixels, and the backward unless the mean of a group outweighs its standard deviation. Parameters get a gradient only where a backward asks for it.
+    pixels, and the backward unless the mean of a group outweighs its standard deviation. Parameters get a gradient only where a
+    backward asks for it.
 
     Raises: TypeError or ValueError for tensors that do not fit, or a num_groups that does not divide C.
 

@@ -19,11 +19,13 @@ from tests.ops.specs import FAMILY, INT, KERNELS, LAUNCHERS, SPECS  # noqa: E402
 
 ARCHITECTURES = (80, 90, 100)
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+# Triton 3.6, whose assembler keeps two registers on the stack now and then
+OLD = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
 F, B, D = "*fp32", "*bf16", "*fp64"
 
 
 @pytest.mark.skipif(
-    tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7) and np.lib.NumpyVersion(np.__version__) >= "2.4.0",
+    OLD and np.lib.NumpyVersion(np.__version__) >= "2.4.0",
     reason="Triton 3.6 interprets loops by a conversion that NumPy 2.4 refuses",
 )
 @pytest.mark.parametrize(
@@ -68,9 +70,8 @@ def test_compiles_ahead_of_time(name, pointer, capability, integer, tmp_path):
     usage = subprocess.run(
         [CUOBJDUMP, "-res-usage", tmp_path / "kernel.cubin"], capture_output=True, text=True, check=True
     )
-    # the assembler of Triton 3.6 keeps two registers there now and then
     stack = int(re.search(r"STACK:(\d+)", usage.stdout)[1])
-    assert stack <= 8 and "LOCAL:0" in usage.stdout, f"registers spilled: {usage.stdout}"
+    assert stack <= (8 if OLD else 0) and "LOCAL:0" in usage.stdout, f"registers spilled: {usage.stdout}"
 
 
 def test_importing_gankernels_compiles_nothing():
