@@ -126,6 +126,7 @@ def test_loss_sensitive_margin_is_per_pair():
     # 1 + 0 - 3 < 0: that pair is left in peace; 0.5 + 2 - 1 = 1.5. Of the means it would be max(0, 0.75 + 1 - 2) = 0.
     assert obj.loss_sensitive(t(0, 2), t(3, 1), t(1, 0.5)).item() == pytest.approx(0.75)
 
+
 @pytest.mark.parametrize("score", [-1000.0, 1000.0])
 def test_extreme_scores_stay_finite(score):
     for value in (

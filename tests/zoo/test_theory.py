@@ -10,7 +10,7 @@ from torch import nn
 
 from ganzoo import Trainer
 from ganzoo.data.base import Tensors
-from ganzoo.games import gradient_variance
+from ganzoo.games import gradient_variance, losses_and_slopes
 from ganzoo.objectives import maximum_likelihood_generator, minimax_discriminator
 from ganzoo.variants import Networks
 from ganzoo.variants.gan import GENERATOR_LOSSES
@@ -85,6 +85,18 @@ def test_variance_of_the_gradient_per_sample_is_that_of_the_integrals(distance):
     found = {name: gradient_variance(loss, distance) for name, loss in GENERATOR_LOSSES.items()}
     assert found["maximum-likelihood"] == pytest.approx(math.exp(distance**2) - 1, rel=1e-4)
     assert found["non-saturating"] < found["minimax"] < found["maximum-likelihood"]
+
+
+def test_slopes_of_the_three_games_where_fakes_are_spotted_and_where_they_are_believed():
+    """By hand: dJ/dℓ is −D, D − 1 and −D/(1 − D)."""
+    probabilities = torch.tensor([0.001, 0.5, 0.99], dtype=torch.float64)
+    expected = {
+        "minimax": (torch.log(1 - probabilities), -probabilities),
+        "non-saturating": (-torch.log(probabilities), probabilities - 1),
+        "maximum-likelihood": (-probabilities / (1 - probabilities),) * 2,
+    }
+    for name, loss in GENERATOR_LOSSES.items():
+        torch.testing.assert_close(losses_and_slopes(loss, probabilities), expected[name])
 
 
 class Fixed:

@@ -72,7 +72,9 @@ def test_the_unrolled_gradient_has_the_second_term_that_copy_step_restore_lacks(
 
 def test_ebgans_generator_moves_the_image_that_is_rebuilt_too_and_pulls_codes_apart():
     trainer = small("ebgan", pulling_away_weight=0.0)
-    zeroed(trainer.networks.discriminator.decoder[-1])  # every reconstruction is 0, so the energy is that of the image itself
+    zeroed(
+        trainer.networks.discriminator.decoder[-1]
+    )  # reconstructions are 0, and the energy is the image's own square
     loss_of(trainer, "generator")
     trainer._draw.begin(0)
     energy = trainer.networks.generator(trainer._draw.latents()).square().mean()

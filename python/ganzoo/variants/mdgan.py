@@ -1,7 +1,7 @@
 from dataclasses import dataclass
 from functools import partial
 
-from ganzoo.networks import autoencoder, dcgan, toy
+from ganzoo.networks import autoencoder
 from ganzoo.objectives import minimax_discriminator, non_saturating_generator
 from ganzoo.options import NotNegative
 from ganzoo.variants.alternating import Alternating
