@@ -4,7 +4,7 @@ from functools import partial
 import torch
 
 from ganzoo.networks import autoencoder
-from ganzoo.options import NotNegative, Positive
+from ganzoo.options import Count, NotNegative, Positive
 from ganzoo.variants.alternating import Alternating
 from ganzoo.variants.base import Networks, Player, register
 
@@ -22,6 +22,7 @@ class BEGAN(Alternating):
     Source: Berthelot, Schumm and Metz (2017), arXiv:1703.10717, section 3.4 and its network.
     """
 
+    width: Count = 8
     gamma: Positive = 0.5
     """γ, the diversity ratio L(G(z))/L(x) that k aims at; lower is sharper and less diverse."""
     k_rate: NotNegative = 1e-3
