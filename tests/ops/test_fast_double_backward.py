@@ -570,3 +570,13 @@ def test_small_and_empty_batches_are_left_to_stock(stride, taps):
     with gk.fast_double_backward():
         small, empty = F.conv2d(x, weight, None, stride, 1), F.conv2d(x[:0], weight, None, stride, 1)
     assert torch.equal(small, F.conv2d(x, weight, None, stride, 1)) and empty.shape[0] == 0
+
+
+def test_the_second_derivative_of_attention_computes_no_first():
+    q, k, v = torch.randn(3, 2, 5, 4, dtype=torch.float64).requires_grad_()
+    gradient = torch.ones_like(v)
+    first = torch.autograd.grad(gk.scaled_dot_product_attention(q, k, v), (q, k, v), gradient, create_graph=True)
+    with torch.autograd.profiler.profile() as profile:
+        torch.autograd.grad(sum(g.sin().sum() for g in first), (q, k, v))
+    calls = [event.name for event in profile.function_events if event.name.startswith("gankernels::attention")]
+    assert calls == ["gankernels::attention_bwd_bwd"]
