@@ -104,8 +104,9 @@ bool fits(const Geometry& geometry, const Tensor& x, const Tensor& w, const Tens
   if (geometry.groups != 1 || x.dim() != 4 || w.dim() != 4 || w.size(2) != w.size(3)) return false;
   const int64_t taps = w.size(2), stride = geometry.stride[0], padding = geometry.padding[0];
   if (!all_are(stride, geometry.stride) || !all_are(padding, geometry.padding) || !all_are(1, geometry.dilation)) return false;
-  const bool is_strided = stride == 2 && (taps == 4 || taps == 3), has_padding = padding == 1 || (padding == 0 && stride == 2 && taps == 3);
-  if (!(is_strided || (stride == 1 && taps == 3)) || !has_padding) return false;
+  const bool uneven = taps == 3 && stride == 2;
+  if (!uneven && !(taps == 3 && stride == 1) && !(taps == 4 && stride == 2)) return false;
+  if (padding != 1 && !(padding == 0 && uneven)) return false;
   if (w.size(0) % kernel::kPanel != 0 || w.size(1) % kernel::kPanel != 0) return false;
   // of a shape that stock refuses
   if (x.size(1) != w.size(geometry.transposed ? 0 : 1)) return false;
@@ -113,9 +114,9 @@ bool fits(const Geometry& geometry, const Tensor& x, const Tensor& w, const Tens
   if (x.numel() == 0 || x.size(2) < 2 || x.size(3) < 2) return false;
   // products for a pair of channels; transforms take a fifth of the time, and those of the weights as much as so many products
   constexpr double kTransforms = 1.25;
-  const double of_weights = stride == 2 ? 3000 : 1500;
+  const double of_weights = uneven ? 1000 : stride == 2 ? 3000 : 1500;
   const auto side = [&](int64_t d) { return geometry.transposed ? x.size(d) : (x.size(d) + 2 * padding - taps) / stride + 1; };
-  const int64_t tiles = ((side(2) + 1) / 2) * ((side(3) + 1) / 2), products = stride == 1 ? 16 : taps == 4 ? 36 : 25;
+  const int64_t tiles = ((side(2) + 1) / 2) * ((side(3) + 1) / 2), products = uneven ? 25 : stride == 2 ? 36 : 16;
   return x.size(0) * side(2) * side(3) * taps * taps > kTransforms * x.size(0) * tiles * products + of_weights;
 }
 
