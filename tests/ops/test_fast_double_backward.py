@@ -41,6 +41,8 @@ def fixed_batch_norm():
     return layer
 
 
+KERNEL = torch.randn(4, 3, 3, 3, dtype=torch.float64)
+
 # Linear in their parameters and piecewise linear in x.
 LAYERS = {
     "conv1d": (nn.Conv1d(4, 6, 3, 2, 1), SEQUENCE),
@@ -262,6 +264,30 @@ def test_a_penalty_takes_four_passes(inplace):
     with ConvolutionCalls() as second:
         penalty.backward()
     assert (second.forward, second.input, second.weight) == (3, 0, 3), "tangent forward and weight gradient"
+
+
+@pytest.mark.parametrize(
+    "first",
+    (nn.Conv2d(3, 4, 3), lambda x: torch.convolution(x, KERNEL, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)),
+)
+def test_nobody_computes_the_penaltys_gradient_in_images_that_nobody_asked_it_for(first):
+    layers = nn.Sequential(nn.SiLU(), nn.Conv2d(4, 1, 14), nn.Flatten()).double()
+    first = first.double() if isinstance(first, nn.Module) else first
+    real, fake = torch.randn(2, 2, 3, 16, 16, dtype=torch.float64)
+
+    def input_gradients(fake):
+        penalty = gk.gradient_penalty(lambda x: layers(first(x)), real, fake, eps=0.5)
+        with ConvolutionCalls() as calls:
+            penalty.backward()
+        return calls.input
+
+    assert input_gradients(fake) == 0, "what bends goes into the first weights, and not below them"
+    asked = fake.clone().requires_grad_()
+    assert input_gradients(asked) == 1
+    x = (0.5 * (real + asked)).detach().requires_grad_()
+    (grads,) = torch.autograd.grad(layers(first(x)).sum(), x, create_graph=True)
+    (exact,) = torch.autograd.grad(10 * (grads.flatten(1).norm(dim=1) - 1).square().mean(), x)
+    torch.testing.assert_close(asked.grad, 0.5 * exact, rtol=1e-10, atol=1e-13)
 
 
 def convolutions_of_compiled(step, x):
@@ -551,3 +577,13 @@ def test_small_and_empty_batches_are_left_to_stock(stride, taps):
     with gk.fast_double_backward():
         small, empty = F.conv2d(x, weight, None, stride, 1), F.conv2d(x[:0], weight, None, stride, 1)
     assert torch.equal(small, F.conv2d(x, weight, None, stride, 1)) and empty.shape[0] == 0
+
+
+def test_the_second_derivative_of_attention_computes_no_first():
+    q, k, v = torch.randn(3, 2, 5, 4, dtype=torch.float64).requires_grad_()
+    gradient = torch.ones_like(v)
+    first = torch.autograd.grad(gk.scaled_dot_product_attention(q, k, v), (q, k, v), gradient, create_graph=True)
+    with torch.autograd.profiler.profile() as profile:
+        torch.autograd.grad(sum(g.sin().sum() for g in first), (q, k, v))
+    calls = [event.name for event in profile.function_events if event.name.startswith("gankernels::attention")]
+    assert calls == ["gankernels::attention_bwd_bwd"]
