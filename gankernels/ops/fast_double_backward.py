@@ -10,8 +10,9 @@ and weight gradient. Stock autograd takes more than six, eager and compiled, bec
 Inside `fast_double_backward()` a torch-function mode routes those layers to ops of csrc/autograd that do none of this. What it does
 not know passes through untouched, and stays right.
 
-On the CPU in float32, convolutions of 4x4 with stride 2 and of 3x3 with stride 1, transposed ones too, take 9/16 and 4/9 of the
-products (csrc/cpu/winograd.h), where images are large enough for it to pay.
+On the CPU in float32, convolutions of 4x4 with stride 2, of 3x3 with stride 1 and of 3x3 with stride 2, transposed ones too, take 9/16,
+4/9 and 25/36 of the products (csrc/cpu/winograd.h), where images are large enough for it to pay: a loss without a second derivative
+gains as well.
 
 Why C++ autograd nodes here, and around the penalty's norms: these ops mostly rearrange stock kernels, so the boundary is most of their
 cost (a node in C++ costs what aten's does; one with a Python derivative twice that, forward and backward) and, unlike a Python
