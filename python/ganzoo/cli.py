@@ -154,28 +154,37 @@ def reproduce_command(
 
 
 def plot_command(
-    run: Annotated[str, Positional, arg(metavar="RUN")], figures: tuple[str, ...] = (), out: str = "curves.png"
+    what: Annotated[str, Positional, arg(metavar="WHAT")], figures: tuple[str, ...] = (), out: str = "curves.png"
 ):
-    """Draw a run's curves.
+    """Draw a run's curves; or the three games of GAN side by side: loss, slope and variance of the generator's gradient.
 
     Args:
-        run: The folder of a run.
+        what: The folder of a run, or games for the three games, minimax, non-saturating and maximum-likelihood.
         figures: Names of figures, as in metrics.jsonl; all unless given.
         out: The PNG to write.
     """
-    from ganzoo.plots import save_curves
+    from ganzoo.plots import save_curves, save_games
     from ganzoo.training.monitor import read_metrics
 
-    records = read_metrics(run)
+    if what == "games":
+        from ganzoo.games import compared
+
+        if figures:
+            raise ArgumentError("figures", "left out, unless it is a run that is drawn", ", ".join(figures))
+        with _writing("out", out):
+            save_games(out, *compared())
+        print(f"Wrote {out}")
+        return
+    records = read_metrics(what)
     if not records:
-        raise Error(f"{run} must be the folder of a run, and has no metrics.jsonl with figures.")
+        raise Error(f"{what} must be the folder of a run, and has no metrics.jsonl with figures.")
     known = dict.fromkeys(name for record in records for name in record)
     for name in figures:
         if name not in known:
             raise ArgumentError("figures", f"among {', '.join(list(known)[2:])}", name)
     kept = {"step", *(figures or known)}
     with _writing("out", out):
-        save_curves(out, [{key: record[key] for key in record if key in kept} for record in records], str(run))
+        save_curves(out, [{key: record[key] for key in record if key in kept} for record in records], str(what))
     print(f"Wrote {out}")
 
 

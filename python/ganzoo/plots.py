@@ -124,6 +124,28 @@ def save_curves(path, records, title):
     _write_png(path, figure)
 
 
+def save_games(path, probabilities, curves, distances, variances):
+    """Write what `ganzoo.games.compared` returns as a PNG: the generator's loss and its slope against D(G(z)), and how its gradient
+    varies from sample to sample against the distance that it has to go."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss_axis, slope_axis, variance_axis = figure.subplots(1, 3)
+    for name, (losses, slopes) in curves.items():
+        loss_axis.plot(probabilities, losses, label=name)
+        slope_axis.plot(probabilities, slopes, label=name)
+        variance_axis.plot(distances, variances[name], label=name)
+    loss_axis.set(title="loss of the generator, J(G)", xlabel="D(G(z))", ylim=(-20, 7))
+    slope_axis.set(title="its slope in the score, dJ/dℓ", xlabel="D(G(z))", ylim=(-3, 0.1))
+    variance_axis.set(title="variance of the gradient / mean²", xlabel="distance of N(0, 1) to the data", yscale="log")
+    for axis in (loss_axis, slope_axis, variance_axis):
+        axis.legend()
+        axis.grid(alpha=0.3)
+    _write_png(path, figure)
+
+
 def label(name):
     """The name of a figure as a person reads it: `wasserstein_estimate` becomes `Wasserstein estimate`."""
     return name.replace("_", " ").replace("wasserstein", "Wasserstein")
