@@ -107,3 +107,11 @@ def test_interpreted_second_derivative_of_grad_norm_penalty_equals_the_cpu_kerne
         got = grad_norm_penalty._grad_norm_penalty_bwd_bwd_triton(*args)
         for g, w in zip(got, _op.grad_norm_penalty_bwd_bwd(*args), strict=True):
             assert_close(g, w.double(), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("name", ("attention", "attention_bwd", "attention_bwd_bwd"))
+def test_heads_of_more_features_than_a_program_takes_of_attention(name):
+    spec = spec_of(name)
+    args = spec.inputs((1, 5, 70), torch.float64, "cpu")
+    for got, want in zip(as_tuple(LAUNCHERS[name](*args)), as_tuple(spec.reference(*args)), strict=True):
+        assert_close(got, want, TOLERANCE[torch.float64])
