@@ -347,6 +347,31 @@ def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(ganzoo_comma
     assert ganzoo.load(only_run(tmp_path)).steps == 10
 
 
+def test_a_training_that_fails_before_it_has_figures_leaves_no_folder(ganzoo_command, tmp_path, monkeypatch):
+    step = Trainer.step
+
+    def refused(trainer):
+        if trainer.steps == at:
+            raise ganzoo.Error("this step is refused.")
+        return step(trainer)
+
+    monkeypatch.setattr(Trainer, "step", refused)
+    for at, kept in ((0, 0), (9, 0), (15, 1)):
+        assert ganzoo_command("train", "gan", *QUICK, "--runs", tmp_path)[::2] == (2, "ganzoo: this step is refused.\n")
+        assert len(list(tmp_path.iterdir())) == kept
+
+
+def test_a_run_that_is_told_to_stop_keeps_its_folder(ganzoo_command, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "step", lambda trainer: signal.raise_signal(signal.SIGTERM))
+    status, _, err = ganzoo_command("train", "gan", *QUICK, "--runs", tmp_path)
+    run = only_run(tmp_path)
+    assert (status, err) == (
+        2,
+        f"ganzoo: the run was told to stop, at step 0; `ganzoo resume {run}` goes on from the last checkpoint.\n",
+    )
+    assert load_checkpoint(run)["steps"] == 0
+
+
 def test_monitor_writes_the_curves_as_json_lines(tmp_path):
     with Monitor(tmp_path, "title", 0, 3) as monitor:
         monitor.log(2, {"critic_loss": 0.5})

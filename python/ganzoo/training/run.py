@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import platform
+import shutil
 import signal
 import time
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import gankernels
 import torch
 
 import ganzoo.data
-from ganzoo.errors import ArgumentError, Error, program
+from ganzoo.errors import ArgumentError, Error, Stopped, program
 from ganzoo.files import sweep, write_atomically
 from ganzoo.metrics.digits import DigitJudge
 from ganzoo.options import Checked, Count, CountOrZero
@@ -24,7 +25,7 @@ from ganzoo.training.compare import compare_speed, speed_line
 from ganzoo.training.draw import check_seed
 from ganzoo.training.health import Diverged, Health, alarms
 from ganzoo.training.loop import PRECISIONS, Trainer, as_device
-from ganzoo.training.monitor import Monitor, Silent
+from ganzoo.training.monitor import Monitor, Silent, read_metrics
 from ganzoo.variants.base import create_saved
 
 LOG_EVERY = 10
@@ -119,7 +120,7 @@ def open_data(options):
 
 
 def train(variant, options, command):
-    """Train a variant in a new run folder, which it returns."""
+    """Train a variant in a new run folder, which it returns. A training that fails before it has any figures leaves none."""
     variant.check()
     options.check()
     trainer = _trainer(variant, options)
@@ -143,7 +144,13 @@ def train(variant, options, command):
         )
         write_atomically(folder / "README.txt", README.format(**words).encode())
         save_checkpoint(folder, trainer)
-    _carry_out(folder, trainer, options)
+    try:
+        _carry_out(folder, trainer, options)
+    except Exception as error:
+        explained = isinstance(error, (Diverged, Stopped)) or read_metrics(folder)
+        if distributed.rank() == 0 and not explained:
+            shutil.rmtree(folder)
+        raise
     return folder
 
 
@@ -212,23 +219,23 @@ def _new_folder(options, variant):
     raise Error(f"{options.runs} has 999 runs named {name}.")
 
 
-class _Stopped(Exception):
+class _Terminated(Exception):
     """SIGTERM, which torchrun sends to the processes that are left when one has died, and batch systems before they kill."""
 
 
 def _carry_out(folder, trainer, options):
     def stop(*_):
-        raise _Stopped
+        raise _Terminated
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
         seconds = _train(folder, trainer, options)
         judged = _judged_samples(trainer) if options.data == "digits" else None
-    except (_Stopped, RuntimeError) as error:
-        if not (isinstance(error, _Stopped) or distributed.lost(error)):
+    except (_Terminated, RuntimeError) as error:
+        if not (isinstance(error, _Terminated) or distributed.lost(error)):
             raise
         cause = "another process of the run ended" if distributed.size() > 1 else "the run was told to stop"
-        raise Error(
+        raise Stopped(
             f"{cause}, at step {trainer.steps}; `{program()} resume {folder}` goes on from the last checkpoint."
         ) from error
     finally:
