@@ -154,28 +154,36 @@ def reproduce_command(
 
 
 def plot_command(
-    run: Annotated[str, Positional, arg(metavar="RUN")], figures: tuple[str, ...] = (), out: str = "curves.png"
+    runs: Annotated[tuple[str, ...], Positional, arg(metavar="RUN")],
+    figures: tuple[str, ...] = (),
+    out: str = "curves.png",
 ):
-    """Draw a run's curves.
+    """Draw a run's curves, or those of several runs over each other.
 
     Args:
-        run: The folder of a run.
+        runs: The folders of runs.
         figures: Names of figures, as in metrics.jsonl; all unless given.
-        out: The PNG to write.
+        out: The PNG to write; PDF or SVG for a name that ends so.
     """
     from ganzoo.plots import save_curves
     from ganzoo.training.monitor import read_metrics
 
-    records = read_metrics(run)
-    if not records:
-        raise Error(f"{run} must be the folder of a run, and has no metrics.jsonl with figures.")
-    known = dict.fromkeys(name for record in records for name in record)
+    if not runs:
+        raise Error("plot needs the folders of one or more runs.")
+    records = {run: read_metrics(run) for run in runs}
+    for run in runs:
+        if not records[run]:
+            raise Error(f"{run} must be the folder of a run, and has no metrics.jsonl with figures.")
+    known = dict.fromkeys(name for run in runs for record in records[run] for name in record)
     for name in figures:
         if name not in known:
             raise ArgumentError("figures", f"among {', '.join(list(known)[2:])}", name)
     kept = {"step", *(figures or known)}
     with _writing("out", out):
-        save_curves(out, [{key: record[key] for key in record if key in kept} for record in records], str(run))
+        chosen = {
+            run: [{key: record[key] for key in record if key in kept} for record in records[run]] for run in runs
+        }
+        save_curves(out, chosen, title=runs[0] if len(runs) == 1 else "")
     print(f"Wrote {out}")
 
 
@@ -191,16 +199,17 @@ def _writing(argument, path):
         raise ArgumentError(argument, f"a file that can be written ({error.strerror})", path) from error
 
 
-def resume_command(run: Annotated[str, Positional, arg(metavar="RUN")], steps: int = 0):
+def resume_command(run: Annotated[str, Positional, arg(metavar="RUN")], steps: int = 0, data: str = ""):
     """Go on with a run from its last checkpoint, to the bit on the CPU.
 
     Args:
         run: The folder of the run.
         steps: Generator steps to end at; 0 for those the run was started with.
+        data: Where the run's data are now, if they have moved.
     """
     from ganzoo.training.run import resume
 
-    resume(run, steps)
+    resume(run, steps, data)
 
 
 def _train_command(variant_type):

@@ -133,16 +133,7 @@ def train(variant, options, command):
             "command": command,
             "versions": versions(),
         }
-        write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
-        words = dict(
-            variant=variant.name,
-            data=options.data,
-            command=command,
-            program=program(),
-            folder=folder,
-            log_every=LOG_EVERY,
-        )
-        write_atomically(folder / "README.txt", README.format(**words).encode())
+        _describe(folder, config)
         save_checkpoint(folder, trainer)
     try:
         _carry_out(folder, trainer, options)
@@ -152,6 +143,20 @@ def train(variant, options, command):
             shutil.rmtree(folder)
         raise
     return folder
+
+
+def _describe(folder, config):
+    """Write a run's `config.json`, and its `README.txt` with the folder as it is called now."""
+    write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
+    words = dict(
+        variant=config["variant"],
+        data=config["run"]["data"],
+        command=config["command"],
+        program=program(),
+        folder=folder,
+        log_every=LOG_EVERY,
+    )
+    write_atomically(folder / "README.txt", README.format(**words).encode())
 
 
 def read_config(folder):
@@ -164,9 +169,9 @@ def read_config(folder):
     return variant, options, config
 
 
-def resume(folder, steps=0):
-    """Go on with a run from its last checkpoint, to `steps` or, when that is 0, to the step it was to end at.
-    Returns the folder.
+def resume(folder, steps=0, data=""):
+    """Go on with a run from its last checkpoint, to `steps` or, when that is 0, to the step it was to end at. `data` is where
+    its data are now, if they have moved. Returns the folder.
 
     Raises `Error` where the folder is not a run's, its files are damaged, or nothing is left to do.
     """
@@ -174,9 +179,10 @@ def resume(folder, steps=0):
     state = load_checkpoint(folder)
     variant, options, config = read_config(folder)
     options.data_options = tuple(options.data_options)
+    options.data = config["run"]["data"] = data or options.data
     options.check()
     if steps:
-        variant.steps = steps
+        variant.steps = config["options"]["steps"] = steps
         variant.check()
     if state["steps"] >= variant.steps:
         raise ArgumentError("steps", f"above the {state['steps']} that {folder} has", variant.steps)
@@ -184,9 +190,7 @@ def resume(folder, steps=0):
     trainer.load_state_dict(state)
     if distributed.rank() == 0:
         sweep(folder)
-        if steps:
-            config["options"]["steps"] = steps
-            write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
+        _describe(folder, config)
     _carry_out(folder, trainer, options)
     return folder
 
@@ -271,7 +275,7 @@ def _train(folder, trainer, options):
                     if trainer.steps == last or time.perf_counter() - drawn > CURVES_EVERY:
                         drawn = time.perf_counter()
                         title = f"{trainer.variant.name} on {trainer.data.name}"
-                        save_curves(folder / "curves.png", monitor.records, title)
+                        save_curves(folder / "curves.png", {"": monitor.records}, title)
                     saver.save(trainer)
         return monitor.seconds()
 
@@ -306,7 +310,7 @@ def _sum_up(folder, trainer, options, seconds, judged):
         summary["digits"] = _judge(*judged)
     if options.compare_blocks and distributed.size() == 1:
         summary["speed"] = compare_speed(
-            variant, open_data(options), device=options.device, blocks=options.compare_blocks
+            variant, trainer.sources, device=options.device, blocks=options.compare_blocks
         )
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2).encode())
     if "speed" in summary:
