@@ -180,9 +180,7 @@ def plot_command(
             raise ArgumentError("figures", f"among {', '.join(list(known)[2:])}", name)
     kept = {"step", *(figures or known)}
     with _writing("out", out):
-        chosen = {
-            run: [{key: record[key] for key in record if key in kept} for record in records[run]] for run in runs
-        }
+        chosen = {run: [{key: record[key] for key in record if key in kept} for record in records[run]] for run in runs}
         save_curves(out, chosen, title=runs[0] if len(runs) == 1 else "")
     print(f"Wrote {out}")
 

@@ -80,7 +80,9 @@ class Sample(dict):
         self._asks, self._data = asks, data
 
     def __missing__(self, field):
-        raise Error(f"{self._asks} asks for the field {field} of {self._data}, a sample of which has {', '.join(self)}.")
+        raise Error(
+            f"{self._asks} asks for the field {field} of {self._data}, a sample of which has {', '.join(self)}."
+        )
 
 
 class Source:

@@ -309,9 +309,7 @@ def _sum_up(folder, trainer, options, seconds, judged):
     if judged:
         summary["digits"] = _judge(*judged)
     if options.compare_blocks and distributed.size() == 1:
-        summary["speed"] = compare_speed(
-            variant, trainer.sources, device=options.device, blocks=options.compare_blocks
-        )
+        summary["speed"] = compare_speed(variant, trainer.sources, device=options.device, blocks=options.compare_blocks)
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2).encode())
     if "speed" in summary:
         print(speed_line(summary["speed"]))
