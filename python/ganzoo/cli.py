@@ -154,34 +154,44 @@ def reproduce_command(
 
 
 def plot_command(
-    runs: Annotated[tuple[str, ...], Positional, arg(metavar="RUN")],
+    what: Annotated[tuple[str, ...], Positional, arg(metavar="WHAT")],
     figures: tuple[str, ...] = (),
     out: str = "curves.png",
 ):
-    """Draw a run's curves, or those of several runs over each other.
+    """Draw a run's curves, or those of several runs over each other; or the three games of GAN side by side: loss, slope and
+    variance of the generator's gradient.
 
     Args:
-        runs: The folders of runs.
+        what: The folders of runs, or games for the three games, minimax, non-saturating and maximum-likelihood.
         figures: Names of figures, as in metrics.jsonl; all unless given.
         out: The PNG to write; PDF or SVG for a name that ends so.
     """
-    from ganzoo.plots import save_curves
+    from ganzoo.plots import save_curves, save_games
     from ganzoo.training.monitor import read_metrics
 
-    if not runs:
-        raise Error("plot needs the folders of one or more runs.")
-    records = {run: read_metrics(run) for run in runs}
-    for run in runs:
+    if what == ("games",):
+        from ganzoo.games import compared
+
+        if figures:
+            raise ArgumentError("figures", "left out, unless it is a run that is drawn", ", ".join(figures))
+        with _writing("out", out):
+            save_games(out, *compared())
+        print(f"Wrote {out}")
+        return
+    if not what:
+        raise Error("plot needs the folders of one or more runs, or games.")
+    records = {run: read_metrics(run) for run in what}
+    for run in what:
         if not records[run]:
             raise Error(f"{run} must be the folder of a run, and has no metrics.jsonl with figures.")
-    known = dict.fromkeys(name for run in runs for record in records[run] for name in record)
+    known = dict.fromkeys(name for run in what for record in records[run] for name in record)
     for name in figures:
         if name not in known:
             raise ArgumentError("figures", f"among {', '.join(list(known)[2:])}", name)
     kept = {"step", *(figures or known)}
     with _writing("out", out):
-        chosen = {run: [{key: record[key] for key in record if key in kept} for record in records[run]] for run in runs}
-        save_curves(out, chosen, title=runs[0] if len(runs) == 1 else "")
+        chosen = {run: [{key: record[key] for key in record if key in kept} for record in records[run]] for run in what}
+        save_curves(out, chosen, title=what[0] if len(what) == 1 else "")
     print(f"Wrote {out}")
 
 

@@ -7,10 +7,18 @@ of real images x and of generated ones G(z); every function returns the mean ove
 Sign convention: a high score means "real", in every game. The critic of a Wasserstein game therefore minimises
 E f(G(z)) − E f(x) and the generator −E f(G(z)). Texts that print the critic's loss as E f(x) − E f(G(z)) let a low
 score mean "real"; replacing f by −f turns one into the other, so both are the same game.
+
+Where a discriminator is an energy, or a loss to be small on real images, it is the other way round, as in the papers; those functions
+say so.
 """
 
 import torch
 import torch.nn.functional as F
+
+from ganzoo.training import distributed
+
+STEEPEST = 20.0
+"""Scores above this are of no further advantage in the maximum-likelihood game: e²⁰ is short of what a run takes for divergence."""
 
 
 def minimax_discriminator(real, fake):
@@ -37,6 +45,17 @@ def non_saturating_generator(fake):
     return F.softplus(-fake).mean()
 
 
+def maximum_likelihood_generator(fake):
+    """−E D(G(z))/(1 − D(G(z))) = −E exp(σ⁻¹(D(G(z)))) = −E exp(ℓ(G(z))), scores above `STEEPEST` taken for it.
+
+    At the optimal D, exp(ℓ) = p_data/p_g, and the gradient is that of KL(p_data ‖ p_g). Few samples, those taken for real, make nearly
+    all of it.
+
+    Source: Goodfellow (2016), NIPS tutorial, arXiv:1701.00160, section 3.2.4; Goodfellow (2014), arXiv:1412.6515.
+    """
+    return -fake.clamp(max=STEEPEST).exp().mean()
+
+
 def wasserstein_critic(real, fake):
     """E f(G(z)) − E f(x). Its negative estimates K·W₁(p_data, p_g) for a K-Lipschitz critic near its optimum.
 
@@ -48,6 +67,15 @@ def wasserstein_critic(real, fake):
 def wasserstein_generator(fake):
     """−E f(G(z)). Source: Arjovsky, Chintala and Bottou (2017), arXiv:1701.07875, algorithm 1."""
     return -fake.mean()
+
+
+def wasserstein_loss(labels, scores):
+    """E y·f: the same loss as Keras' users write it, a call with y = −1 for real images and one with y = +1 for generated ones.
+
+    Their sum is `wasserstein_critic`, and the generator's call with y = −1 is `wasserstein_generator`. With the labels' signs changed, as
+    some texts have them, f is replaced by −f, and the game is the same. One call on both kinds, concatenated, is half of the sum.
+    """
+    return (labels * scores).mean()
 
 
 def hinge_discriminator(real, fake):
@@ -74,3 +102,50 @@ def relativistic_discriminator(real, fake):
 def relativistic_generator(real, fake):
     """E log(1 + exp(ℓ(x) − ℓ(G(z)))). Source: as of `relativistic_discriminator`."""
     return F.softplus(real - fake).mean()
+
+
+def least_squares_discriminator(real, fake, a=0.0, b=1.0):
+    """½ E (ℓ(x) − b)² + ½ E (ℓ(G(z)) − a)²: a is the code of generated images, b that of real ones.
+
+    At the optimal D, where b − c = 1 and b − a = 2, the generator minimises Pearson's χ² between p_data + p_g and 2 p_g.
+
+    Source: Mao et al. (2017), LSGAN, arXiv:1611.04076, eq. 2.
+    """
+    return ((real - b).square().mean() + (fake - a).square().mean()) / 2
+
+
+def least_squares_generator(fake, c=1.0):
+    """½ E (ℓ(G(z)) − c)²: c is what the generator wants its images to be taken for. Source: as of `least_squares_discriminator`."""
+    return (fake - c).square().mean() / 2
+
+
+def energy_discriminator(real, fake, margin):
+    """E U(x) + E max(0, m − U(G(z))), the hinge taken per sample. U is an energy: low for real images.
+
+    Source: Zhao, Mathieu and LeCun (2017), EBGAN, arXiv:1609.03126, eq. 1. The generator minimises E U(G(z)), eq. 2.
+    """
+    return real.mean() + torch.relu(margin - fake).mean()
+
+
+def pulling_away(codes):
+    """Σᵢ Σⱼ≠ᵢ cos²(sᵢ, sⱼ) / (N (N − 1)) of codes (N, D): 1 where all point the same way or the opposite one, 0 where all are orthogonal.
+
+    Σᵢⱼ (ŝᵢ·ŝⱼ)² = ‖Σᵢ ŝᵢ ŝᵢᵀ‖², of which the diagonal is N. So it is a function of a mean over samples, of all processes where there are
+    several.
+
+    Source: Zhao, Mathieu and LeCun (2017), EBGAN, arXiv:1609.03126, eq. 4.
+    """
+    directions, n = F.normalize(codes, dim=1), len(codes) * distributed.size()
+    moment = distributed.mean(directions.T @ directions / len(codes))
+    return (n * moment.square().sum() - 1) / (n - 1)
+
+
+def loss_sensitive(real, fake, margin):
+    """E max(0, Δ(x, G(z)) + L(x) − L(G(z))) over pairs (x, z). L is a loss: low for real images.
+
+    A generated image is to have a loss that is larger than a real one's by the margin Δ (N,), how far apart the two are; once it has, the
+    pair is left in peace. The generator minimises E L(G(z)).
+
+    Source: Qi (2017), Loss-Sensitive GAN, arXiv:1701.06264, eq. 6, its constraint, which is all that the author's code minimises.
+    """
+    return torch.relu(margin + real - fake).mean()

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import typing
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from ganzoo.errors import ArgumentError
 
@@ -49,6 +49,8 @@ _NOUNS = {
 
 
 def _has_type(value, kind):
+    if typing.get_origin(kind) is Literal:
+        return value in typing.get_args(kind)
     if typing.get_origin(kind) is tuple:
         kinds = typing.get_args(kind)
         if kinds[-1] is ...:
@@ -74,6 +76,8 @@ class Checked:
 def check_value(name, value, kind, ranges=()):
     """Raise `ArgumentError` for a value that is not of a kind or not in all of the ranges."""
     if not _has_type(value, kind):
+        if typing.get_origin(kind) is Literal:
+            raise ArgumentError(name, f"one of {', '.join(typing.get_args(kind))}", repr(value))
         raise ArgumentError(name, _NOUNS[kind] if kind in _NOUNS else ranges[0].words, repr(value))
     for allowed in ranges:
         if not allowed.holds(value):

@@ -87,8 +87,9 @@ def _drawn(samples, within, size):
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
-def _write(path, figure, kind="png"):
-    content = io.BytesIO()
+def _write(path, figure):
+    content, suffix = io.BytesIO(), Path(path).suffix[1:].lower()
+    kind = suffix if suffix in ("pdf", "svg") else "png"
     figure.savefig(content, format=kind, dpi=100)
     write_atomically(path, content.getvalue())
 
@@ -121,13 +122,35 @@ def save_curves(path, runs, title=""):
         axis.legend(loc="upper right")
         axis.grid(alpha=0.3)
     axes[-1].set_xlabel("generator step")
-    _write(path, figure, kind=Path(path).suffix[1:].lower() if str(path).lower().endswith((".pdf", ".svg")) else "png")
+    _write(path, figure)
 
 
 def _draw_curve(axis, steps, values, name):
     window = max(1, len(values) // 20)
     (line,) = axis.plot(steps, values, alpha=0.25, linewidth=0.8)
     axis.plot(steps[window - 1 :], values.unfold(0, window, 1).mean(1), color=line.get_color(), label=name)
+
+
+def save_games(path, probabilities, curves, distances, variances):
+    """Write what `ganzoo.games.compared` returns as a PNG: the generator's loss and its slope against D(G(z)), and how its gradient
+    varies from sample to sample against the distance that it has to go."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss_axis, slope_axis, variance_axis = figure.subplots(1, 3)
+    for name, (losses, slopes) in curves.items():
+        loss_axis.plot(probabilities, losses, label=name)
+        slope_axis.plot(probabilities, slopes, label=name)
+        variance_axis.plot(distances, variances[name], label=name)
+    loss_axis.set(title="loss of the generator, J(G)", xlabel="D(G(z))", ylim=(-20, 7))
+    slope_axis.set(title="its slope in the score, dJ/dℓ", xlabel="D(G(z))", ylim=(-3, 0.1))
+    variance_axis.set(title="variance of the gradient / mean²", xlabel="distance of N(0, 1) to the data", yscale="log")
+    for axis in (loss_axis, slope_axis, variance_axis):
+        axis.legend()
+        axis.grid(alpha=0.3)
+    _write(path, figure)
 
 
 def label(name):

@@ -16,8 +16,18 @@ TINY = {
     "gan": dict(width=4),
     "wgan": dict(width=4, long_critic_steps=7, long_first=1, long_every=4),
     "wgan-gp": dict(width=4),
+    "wgan-lp": dict(width=4),
     "sngan": dict(width=4),
     "r3gan": dict(width=4),
+    "lsgan": dict(width=4),
+    "hinge": dict(width=4),
+    "dragan": dict(width=4),
+    "unrolled": dict(width=4, unrolling=2),
+    "ebgan": dict(width=4),
+    "began": dict(width=4),
+    "reg-gan": dict(width=4),
+    "mdgan": dict(width=4),
+    "loss-sensitive": dict(width=4),
 }
 """Options that make each variant quick, and visit both phases of WGAN's schedule within a few steps."""
 

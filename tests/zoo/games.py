@@ -1,4 +1,4 @@
-"""The games of docs/training-loop.md, each as small as its place in the loop allows, written outside of the package."""
+"""The games of docs/training-loop.md, each as small as its place in the loop allows: the package's own, and others written outside of it."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +10,7 @@ from torch import nn
 from ganzoo.data.base import Tensors
 from ganzoo.objectives import minimax_discriminator, minimax_generator, non_saturating_generator
 from ganzoo.training import distributed
-from ganzoo.variants import Networks, Player, Regularizer, Variant
+from ganzoo.variants import Networks, Player, Regularizer, Variant, began, unrolled, wgan
 
 RANDOM = torch.Generator().manual_seed(0)
 POINTS = Tensors("points", {"image": torch.randn(64, 2, generator=RANDOM, dtype=torch.float64)})
@@ -66,29 +66,27 @@ class Game(Variant):
         return ["discriminator", "generator"]
 
 
-class WGAN(Game):
-    clip = 0.05
-
-    def discriminator_loss(self, networks, draw, ops):
-        return networks.discriminator(networks.generator(draw.latents())).mean() - networks.discriminator(
-            draw.real()
-        ).mean(), {}
-
-    def players(self, ops):
-        rmsprop = partial(ops.RMSprop, lr=self.lr)
-        return {
-            "discriminator": Player(("discriminator",), self.discriminator_loss, partial(rmsprop, clip=self.clip)),
-            "generator": Player(("generator",), self.generator_loss, rmsprop, ema=0.9),
-        }
-
-    def schedule(self, step):
-        return ["discriminator"] * (4 if step < 1 or step % 3 == 0 else 2) + ["generator"]
+@dataclass
+class WGAN(wgan.WGAN):
+    data = POINTS
+    batch: int = 8
+    latent: int = 2
+    width: int = 1
+    lr: float = 1e-2
+    clip: float = 0.05
+    critic_steps: int = 2
+    long_critic_steps: int = 4
+    long_first: int = 1
+    long_every: int = 3
 
 
-class Unrolled(Game):
-    def players(self, ops):
-        unrolling = self.player(ops, "generator", unroll={"discriminator": 3})
-        return {"discriminator": self.player(ops, "discriminator"), "generator": unrolling}
+@dataclass
+class Unrolled(unrolled.UnrolledGAN):
+    data = POINTS
+    batch: int = 8
+    latent: int = 2
+    width: int = 1
+    unrolling: int = 3
 
 
 class Prediction(Game):
@@ -100,28 +98,13 @@ class Prediction(Game):
         return ["generator", "discriminator"]
 
 
-class BEGAN(Game):
-    gamma, rate = 0.5, 0.1
-
-    def networks(self, data, ops):
-        return Networks(generator=mlp(2, 2), discriminator=mlp(2, 2), k=torch.zeros(()))
-
-    def error(self, networks, x):
-        return (networks.discriminator(x) - x).abs().mean()
-
-    def discriminator_loss(self, networks, draw, ops):
-        real, fake = self.error(networks, draw.real()), self.error(networks, networks.generator(draw.latents()))
-        return real - networks.k * fake, {"real": real, "fake": fake, "M": real + (self.gamma * real - fake).abs()}
-
-    def generator_loss(self, networks, draw, ops):
-        return self.error(networks, networks.generator(draw.latents())), {}
-
-    def balance(self, networks, figures):
-        networks.k.add_(self.rate * (self.gamma * figures["real"] - figures["fake"])).clamp_(0, 1)
-
-    def players(self, ops):
-        balancing = self.player(ops, "discriminator", after=self.balance)
-        return {"discriminator": balancing, "generator": self.player(ops, "generator")}
+@dataclass
+class BEGAN(began.BEGAN):
+    data = POINTS
+    batch: int = 8
+    latent: int = 2
+    width: int = 1
+    k_rate: float = 0.1
 
 
 class PacGAN(Game):

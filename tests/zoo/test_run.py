@@ -150,7 +150,8 @@ def test_resume_goes_on_further(ganzoo_command, tmp_path):
             "--device must be cpu, or an accelerator of this machine such as cuda, got 'tpu9'.",
         ),
         ("evaluate no/run", "no/run must be the folder of a run or its generator.safetensors, and there is none."),
-        ("plot", "plot needs the folders of one or more runs."),
+        ("plot", "plot needs the folders of one or more runs, or games."),
+        ("plot games --figures k", "--figures must be left out, unless it is a run that is drawn, got k."),
         ("plot no/run", "no/run must be the folder of a run, and has no metrics.jsonl with figures."),
         (
             "reproduce no/run",
@@ -197,6 +198,14 @@ def test_what_can_be_done_with_a_run(ganzoo_command, tmp_path, monkeypatch):
     (run / "config.json").write_text(json.dumps({**config, "run": {**config["run"], "seed": 9}}))
     status, out, _ = ganzoo_command("reproduce", run, "--runs", "other")
     assert status == 0 and "The weights differ." in out and re.search(r"^critic_loss: \S+ then, \S+ now$", out, re.M)
+
+
+def test_the_three_games_are_drawn_side_by_side(ganzoo_command, tmp_path):
+    picture = tmp_path / "games.png"
+    assert ganzoo_command("plot", "games", "--out", picture) == (0, f"Wrote {picture}\n", "")
+    pixels = np.asarray(Image.open(picture).convert("RGB")).reshape(-1, 3)
+    colours = {tuple(pixel) for pixel in pixels.tolist()}
+    assert colours > {(31, 119, 180), (255, 127, 14), (44, 160, 44)}  # a line for each game
 
 
 def test_interpolations_pass_through_their_latents(images):

@@ -4,14 +4,16 @@ import sys
 from dataclasses import dataclass
 
 import torch
-from games import GAMES
+from games import GAMES, POINTS
 from torch import nn
 
 from ganzoo.data.base import Tensors
 from ganzoo.training import distributed
 from ganzoo.training.loop import Trainer
-from ganzoo.variants import Networks, Regularizer
+from ganzoo.variants import Networks, Regularizer, create
 from ganzoo.variants.wgan_gp import WGANGP
+
+SMALL = dict(width=1, latent=2, batch=8)
 
 
 @dataclass
@@ -69,6 +71,8 @@ if __name__ == "__main__":
     outcomes = {
         "hard": outcome(Hard(), Tensors("noise", {"image": images}), samples=600)
     }  # so that both processes draw some
+    # losses of the package that are not a mean over samples
+    outcomes |= {name: outcome(create(name, **SMALL), POINTS, samples=20) for name in ("dragan", "ebgan")}
     for name, game in GAMES.items():
         if game.batch % 2 == 0:
             outcomes[name] = outcome(game(), game.data, samples=20)

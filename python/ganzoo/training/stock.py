@@ -7,13 +7,14 @@ from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
-def gradient_penalty(critic, real, fake, *, eps, weight=10.0):
+def gradient_penalty(critic, real, fake, *, eps, weight=10.0, one_sided=False):
     """weight·E (‖∇f(x̂)‖₂ − 1)² over x̂ = εx + (1 − ε)G(z), ε (N,) one number per sample, by
-    `autograd.grad(create_graph=True)`."""
+    `autograd.grad(create_graph=True)`; one-sided, only of norms above 1."""
     eps = eps.reshape(-1, *[1] * (real.dim() - 1))
     mixed = (eps * real + (1 - eps) * fake).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(critic(mixed).sum(), mixed, create_graph=True)
-    return weight * (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+    excess = gradient.flatten(1).norm(dim=1) - 1
+    return weight * (excess.relu() if one_sided else excess).square().mean()
 
 
 def regularized_scores(critic, x, gamma):

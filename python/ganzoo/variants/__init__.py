@@ -1,6 +1,21 @@
 """The GANs, one paper a file, each registered by name when this package is imported."""
 
-from ganzoo.variants import gan, r3gan, sngan, wgan, wgan_gp
+from ganzoo.variants import (
+    began,
+    dragan,
+    ebgan,
+    gan,
+    hinge,
+    loss_sensitive,
+    lsgan,
+    mdgan,
+    r3gan,
+    sngan,
+    unrolled,
+    wgan,
+    wgan_gp,
+    wgan_lp,
+)
 from ganzoo.variants.base import (
     DataInfo,
     Networks,
@@ -19,13 +34,22 @@ __all__ = [
     "Player",
     "Regularizer",
     "Variant",
+    "began",
     "create",
+    "dragan",
+    "ebgan",
     "gan",
+    "hinge",
     "list_variants",
+    "loss_sensitive",
+    "lsgan",
+    "mdgan",
     "r3gan",
     "register",
     "sngan",
+    "unrolled",
     "variant_class",
     "wgan",
     "wgan_gp",
+    "wgan_lp",
 ]
