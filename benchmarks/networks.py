@@ -96,7 +96,9 @@ class AttentionBlock(nn.Module):
         )
 
     def forward(self, x):
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.to_qkv(self.norm(x)).chunk(3, -1))
+        q, k, v = (
+            t.reshape(*t.shape[:-1], self.heads, -1).transpose(1, 2) for t in self.to_qkv(self.norm(x)).chunk(3, -1)
+        )
         x = x + self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return x + self.mlp(x)
 

@@ -41,7 +41,8 @@ def r1_r2_loss(score, critic, real, fake):
     return F.softplus(of_fake - of_real).mean() + r1 + r2
 
 
-def prepare(make_critic, shape, layout, device, loss, goals, compiled=False):
+def prepare(make_critic, shape, layout, device, loss, goal, compiled=False):
+    """All variants of one loss; `compiled` adds whole compiled steps, backward inside, of which stock's has the same goal."""
     critic = make_critic().to(device, memory_format=LAYOUTS[layout])
     parameters = list(critic.parameters())
 
@@ -90,44 +91,64 @@ def prepare(make_critic, shape, layout, device, loss, goals, compiled=False):
             if name.startswith("gankernels"):
                 assert_accurate(results(variants[name]), of_stock, exact, f"gradient, {name}", rounding)
 
-    variants = {
-        "gankernels": step(ours),
-        "stock": step(stock),
-        "loss_alone": step(alone),
-    }
+    variants, goals = {"gankernels": step(ours), "stock": step(stock), "loss_alone": step(alone)}, {"stock": goal}
     if compiled:
+        goals["stock_compiled"] = goal
         variants |= {"gankernels_compiled": compiled_step(ours), "stock_compiled": compiled_step(stock)}
     points = inputs[0] if loss is r1_r2_loss else inputs[0][:1]
     return Workload(variants, check, forget_gradients, forward=lambda: [critic(x) for x in points], goals=goals)
 
 
+IMAGES = ("nchw", "channels_last")
 VARIANTS = ("gankernels", "stock", "loss_alone")
 COMPILED = ("gankernels_compiled", "stock_compiled")
 
 
-@case(*VARIANTS, layout=("nchw", "channels_last"))
-def test_loss_and_r1(device, layout):
+def prepare_strided(device, layout, compiled=False):
     goal = 2.0 if device == "cuda" else {"nchw": 1.6, "channels_last": 1.75}[layout]
-    return prepare(critic64, (32, 3, 64, 64), layout, device, r1_loss, {"stock": goal})
+    return prepare(critic64, (32, 3, 64, 64), layout, device, r1_loss, goal, compiled)
 
 
-@case(*VARIANTS, *COMPILED, tier="full")
-def test_loss_and_r1_compiled(device):
-    goals = {"stock": 1.6, "stock_compiled": 1.6}
-    return prepare(critic64, (32, 3, 64, 64), "nchw", device, r1_loss, goals, compiled=True)
+def prepare_relativistic(device, layout, compiled=False):
+    return prepare(residual_critic, (8, 3, 32, 32), layout, device, r1_r2_loss, 1.6, compiled)
 
 
-@case(*VARIANTS, layout=("nchw", "channels_last"))
+def prepare_periods(device, compiled=False):
+    return prepare(PeriodsCritic, (8, 1, 4096), "signal", device, r1_loss, 1.4, compiled)
+
+
+@case(*VARIANTS, layout=IMAGES)
+def test_loss_and_r1(device, layout):
+    return prepare_strided(device, layout)
+
+
+@case(*VARIANTS, *COMPILED, tier="full", layout=IMAGES)
+def test_loss_and_r1_compiled(device, layout):
+    return prepare_strided(device, layout, compiled=True)
+
+
+@case(*VARIANTS, layout=IMAGES)
 def test_relativistic_loss_r1_r2(device, layout):
-    return prepare(residual_critic, (8, 3, 32, 32), layout, device, r1_r2_loss, {"stock": 1.6})
+    return prepare_relativistic(device, layout)
+
+
+@case(*VARIANTS, *COMPILED, tier="full", layout=("nchw",))
+def test_relativistic_loss_r1_r2_compiled(device, layout):
+    """One layout: it takes minutes to compile."""
+    return prepare_relativistic(device, layout, compiled=True)
 
 
 @case(*VARIANTS)
 def test_loss_and_r1_periods(device):
-    return prepare(PeriodsCritic, (8, 1, 4096), "signal", device, r1_loss, {"stock": 1.4})
+    return prepare_periods(device)
+
+
+@case(*VARIANTS, *COMPILED, tier="full")
+def test_loss_and_r1_periods_compiled(device):
+    return prepare_periods(device, compiled=True)
 
 
 @case(*VARIANTS, width=("4", "16"), tier="full")
 def test_loss_and_r1_toy(device, width):
     """So small that the calls are all there is: the fold must not cost more of them than it saves."""
-    return prepare(lambda: toy_critic(int(width)), (64, 2), "signal", device, r1_loss, {"stock": 1.0})
+    return prepare(lambda: toy_critic(int(width)), (64, 2), "signal", device, r1_loss, 1.0)

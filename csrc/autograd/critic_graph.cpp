@@ -194,7 +194,6 @@ void declare_keeps_rows(const std::string& node_name) {
 Critic examine(const Tensor& score, const Tensor& x) {
   Critic critic;
   const auto samples = x.sym_size(0);
-  const NodePtr input = torch::autograd::impl::gradient_edge(x).function;
   for_each_between(score, x, [&](const NodePtr& node, const auto& leads_to_x) {
     Step step{node, {}, {}};
     for (size_t i = 0; i < node->num_outputs(); ++i) {
@@ -204,7 +203,6 @@ Critic examine(const Tensor& score, const Tensor& x) {
         step.parameters.push_back(i);
         continue;
       }
-      if (edge.function == input) critic.entries.push_back(node);
       if (!step.why_not.empty()) continue;
       step.why_not = holds_samples(shape_of(edge), samples) ? obstacle(*node, i) : "does not keep samples along the first dimension";
     }
@@ -216,6 +214,15 @@ Critic examine(const Tensor& score, const Tensor& x) {
     critic.folds = false;
   }
   return critic;
+}
+
+void cut_off(const Tensor& score, const Tensor& x) {
+  const NodePtr input = torch::autograd::impl::gradient_edge(x).function;
+  if (has_hooks(*input)) return;  // the critic listens
+  for_each_between(score, x, [&](const NodePtr& node, const auto&) {
+    for (Edge& edge : node->next_edges())
+      if (edge.function == input) edge = Edge();
+  });
 }
 
 bool compiled_between(const Tensor& score, const Tensor& x) {

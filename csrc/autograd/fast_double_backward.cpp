@@ -154,7 +154,7 @@ struct Product : ProductBase<P>, KnowsRows, FoldsWeights {
     const Tensor& g = grads[0];
     if (!g.defined()) return {Tensor(), Tensor(), Tensor()};
     const Tensor x = this->unpack(0), w = this->unpack(1), b = this->unpack(2);
-    const bool needs_x = input_wanted && this->wants(0), needs_w = this->wants(1) && wants_weights(), needs_b = this->wants(2);
+    const bool needs_x = this->wants(0), needs_w = this->wants(1) && wants_weights(), needs_b = this->wants(2);
     Tensor gx, gw, gb;
     if (!at::GradMode::is_enabled()) {
       std::tie(gx, gw, gb) = this->product->backward(g, x, w, {needs_x, needs_w, needs_b});
@@ -537,7 +537,7 @@ Tensor pooled_convolution(const Tensor& y) {
   if (before.transposed || !both_are(1, before.stride) || !both_are(1, before.dilation) || std::min(w.size(2), w.size(3)) < 3) return {};
   auto strided = c10::make_intrusive<Convolution>(before);
   strided->stride = {2, 2};
-  const Tensor pooled = at::avg_pool2d(at::constant_pad_nd(w, {1, 1, 1, 1}), {2, 2}, {1, 1});
+  const Tensor pooled = at::avg_pool2d(at::constant_pad_nd(w, {1, 1, 1, 1}), {2, 2}, {1, 1}, {0, 0});  // inductor wants both paddings
   if (is_traced(y)) return product_of(x, pooled, b, strided);
   return record<Product<Convolution>>({x, pooled, b}, [&] { return at::avg_pool2d(y, {2, 2}, {2, 2}); },
                                       [&](auto& node, const Tensor&) { node.keep(strided, {x, pooled, b}); });

@@ -31,7 +31,6 @@ struct KnowsRows {
 // the node that it makes in the first backward, which adds l' times the activation to the tangent.
 struct FoldsWeights {
   FoldPtr fold;
-  bool input_wanted = true;  // false once the gradient in the critic's input has been taken
   virtual ~FoldsWeights() = default;
 };
 
@@ -48,11 +47,14 @@ struct Step {
 // The nodes between score and x, and whether loss and penalty can share one backward.
 struct Critic {
   std::vector<Step> steps;
-  std::vector<NodePtr> entries;  // the nodes that take x itself
-  std::string why_not;           // the score's part in it
+  std::string why_not;  // the score's part in it
   bool folds = true;
 };
 Critic examine(const Tensor& score, const Tensor& x);
+
+// Ends the graph between score and x before x, a leaf that nobody else holds: once its gradient was taken, what further backward passes would
+// compute of it is computed for nobody. Stock's layers too then spare the pass.
+void cut_off(const Tensor& score, const Tensor& x);
 
 // Whether a torch.compile'd region stands between x and the score.
 bool compiled_between(const Tensor& score, const Tensor& x);

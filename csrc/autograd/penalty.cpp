@@ -75,14 +75,17 @@ std::tuple<Tensor, Tensor> differentiable_penalty(const Tensor& grads, const Pen
   return {value, norms};
 }
 
-// The penalty on d sum(score) / dx, which is differentiated on the way.
-std::tuple<Tensor, Tensor> input_gradient_penalty(const Tensor& score, const Tensor& x, double weight, double target,
+// The penalty on d sum(score) / dx, which is differentiated on the way. Where x is a leaf of the caller's own, nobody can ask for the
+// penalty's gradient in it.
+std::tuple<Tensor, Tensor> input_gradient_penalty(const Tensor& score, const Tensor& x, bool own_leaf, double weight, double target,
                                                   bool one_sided, std::string_view op) {
-  return differentiable_penalty(checked_input_gradient(score, x, op), {weight, target, one_sided});
+  const Tensor grads = checked_input_gradient(score, x, op);
+  if (own_leaf) cut_off(score, x);
+  return differentiable_penalty(grads, {weight, target, one_sided});
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Scores and penalty with one backward for both (docs/regularised-loss.md).
+// Scores and penalty with one backward for both (docs/regularised-loss.md); x is a leaf of the caller's own.
 // ---------------------------------------------------------------------------------------------------------------------
 
 // A stock node with parameters, and the adjoint d score / d output that arrived at it in the first backward. Times l' that is the loss's
@@ -178,9 +181,7 @@ std::tuple<Tensor, Tensor, Tensor> regularize(const Tensor& score, const Tensor&
     torch::autograd::set_history(value, node);
     node->save({grads, norms});
   }
-  // nobody asks for the loss's gradient in x: the first layers need not compute it
-  for (const NodePtr& node : critic.entries)
-    if (auto* layer = dynamic_cast<FoldsWeights*>(node.get())) layer->input_wanted = false;
+  cut_off(score, x);
   return {scores, value, norms};
 }
 
@@ -228,7 +229,8 @@ Tensor penalty_gradient(const Tensor& grad, const Tensor& grads, const Tensor& n
 
 TORCH_LIBRARY_FRAGMENT(gankernels, m) {
   m.def(
-      "input_gradient_penalty(Tensor score, Tensor input, float weight, float target, bool one_sided, str op) -> (Tensor, Tensor)",
+      "input_gradient_penalty(Tensor score, Tensor input, bool own_leaf, float weight, float target, bool one_sided, str op) "
+      "-> (Tensor, Tensor)",
       gk::input_gradient_penalty);
   m.def(
       "regularize(Tensor score, Tensor input, float weight, float target, bool one_sided, bool fold, str op) "

@@ -36,10 +36,10 @@ void for_each_part(int64_t items, int64_t scratch_size, const Body& body) {
 }
 
 template <class Tiles>
-Tensor convolve(const Tensor& x_, const Tensor& w_, const Tensor& b_, IntArrayRef sizes, at::MemoryFormat format) {
+Tensor convolve(const Tensor& x_, const Tensor& w_, const Tensor& b_, IntArrayRef sizes, int64_t padding, at::MemoryFormat format) {
   const Tensor x = x_.contiguous(format), w = w_.contiguous(), b = b_.defined() ? b_.contiguous() : b_;
   Tensor y = at::empty(sizes, x.options().memory_format(format));
-  const kernel::Convolution<Tiles> plan(images_of(x, format), images_of(y, format));
+  const kernel::Convolution<Tiles> plan(images_of(x, format), images_of(y, format), padding);
   const Tensor packed = numbers(plan.packed());
   const float *from = x.const_data_ptr<float>(), *weights = w.const_data_ptr<float>();
   const float* bias = b.defined() ? b.const_data_ptr<float>() : nullptr;
@@ -51,11 +51,11 @@ Tensor convolve(const Tensor& x_, const Tensor& w_, const Tensor& b_, IntArrayRe
   return y;
 }
 
-template <int S>
-Tensor gradient(const Tensor& image_, const Tensor& g_, IntArrayRef sizes, at::MemoryFormat format) {
+template <class Scheme>
+Tensor gradient(const Tensor& image_, const Tensor& g_, IntArrayRef sizes, int64_t padding, at::MemoryFormat format) {
   const Tensor image = image_.contiguous(format), g = g_.contiguous(format);
   Tensor w = at::empty(sizes, image.options());
-  const kernel::Weights<S> plan(images_of(image, format), images_of(g, format), torch::stable::get_num_threads());
+  const kernel::Weights<Scheme> plan(images_of(image, format), images_of(g, format), padding, torch::stable::get_num_threads());
   const float *x = image.const_data_ptr<float>(), *gradient = g.const_data_ptr<float>();
   float* to = w.mutable_data_ptr<float>();
   for_each_part(plan.items(), plan.scratch(), [&](int64_t begin, int64_t end, float* scratch) {
@@ -64,14 +64,31 @@ Tensor gradient(const Tensor& image_, const Tensor& g_, IntArrayRef sizes, at::M
   return w.contiguous(format);
 }
 
-bool is_strided(const Tensor& w) { return w.size(2) == 4; }
+// body with the kernel's scheme
+template <class Body>
+Tensor with_scheme(const Geometry& geometry, const Tensor& w, const Body& body) {
+  if (w.size(2) == 4) return body(kernel::Scheme<4, 2>());
+  return geometry.stride[0] == 2 ? body(kernel::Scheme<3, 2>()) : body(kernel::Scheme<3, 1>());
+}
 
 // A transposed convolution is the gradient in the image of another, and the other way round.
-Tensor forward(const Tensor& x, const Tensor& w, const Tensor& b, IntArrayRef sizes, at::MemoryFormat format) {
-  return is_strided(w) ? convolve<kernel::Forward<2>>(x, w, b, sizes, format) : convolve<kernel::Forward<1>>(x, w, b, sizes, format);
+Tensor forward(const Geometry& geometry, const Tensor& x, const Tensor& w, const Tensor& b, IntArrayRef sizes) {
+  return with_scheme(geometry, w, [&]<class Scheme>(Scheme) {
+    return convolve<kernel::Forward<Scheme>>(x, w, b, sizes, geometry.padding[0], format_of(x, w));
+  });
 }
-Tensor backward(const Tensor& g, const Tensor& w, const Tensor& b, IntArrayRef sizes, at::MemoryFormat format) {
-  return is_strided(w) ? convolve<kernel::Backward<2>>(g, w, b, sizes, format) : convolve<kernel::Backward<1>>(g, w, b, sizes, format);
+Tensor backward(const Geometry& geometry, const Tensor& g, const Tensor& w, const Tensor& b, IntArrayRef sizes) {
+  const Tensor x = with_scheme(geometry, w, [&]<class Scheme>(Scheme) {
+    return convolve<kernel::Backward<Scheme>>(g, w, b, sizes, geometry.padding[0], format_of(g, w));
+  });
+  if (geometry.padding[0] == 0)  // the first row and column, of one tap across
+    for (const int64_t d : {2, 3}) {
+      std::vector<int64_t> more{0, 0};
+      more[3 - d] = sizes[5 - d] - 2 * g.size(5 - d) - 1;
+      x.narrow(d, 0, 1).copy_(at::convolution(g.narrow(d, 0, 1), w.narrow(d, 0, 1), b.defined() ? optional<Tensor>(b) : std::nullopt,
+                                              geometry.stride, {0, 0}, {1, 1}, true, more, 1));
+    }
+  return x;
 }
 
 bool all_are(int64_t number, const std::vector<int64_t>& values) {
@@ -85,19 +102,22 @@ bool fits(const Geometry& geometry, const Tensor& x, const Tensor& w, const Tens
     if (t.defined() && (is_traced(t) || !t.is_cpu() || t.layout() != at::kStrided || t.scalar_type() != at::kFloat || t.is_neg()))
       return false;
   if (geometry.groups != 1 || x.dim() != 4 || w.dim() != 4 || w.size(2) != w.size(3)) return false;
-  if (!all_are(1, geometry.padding) || !all_are(1, geometry.dilation)) return false;
-  const int64_t stride = w.size(2) == 4 ? 2 : w.size(2) == 3 ? 1 : 0;
-  if (!all_are(stride, geometry.stride) || w.size(0) % kernel::kPanel != 0 || w.size(1) % kernel::kPanel != 0) return false;
+  const int64_t taps = w.size(2), stride = geometry.stride[0], padding = geometry.padding[0];
+  if (!all_are(stride, geometry.stride) || !all_are(padding, geometry.padding) || !all_are(1, geometry.dilation)) return false;
+  const bool uneven = taps == 3 && stride == 2;
+  if (!uneven && !(taps == 3 && stride == 1) && !(taps == 4 && stride == 2)) return false;
+  if (padding != 1 && !(padding == 0 && uneven)) return false;
+  if (w.size(0) % kernel::kPanel != 0 || w.size(1) % kernel::kPanel != 0) return false;
   // of a shape that stock refuses
   if (x.size(1) != w.size(geometry.transposed ? 0 : 1)) return false;
   if (other.defined() && other.dim() == 1 && other.size(0) != w.size(geometry.transposed ? 1 : 0)) return false;
   if (x.numel() == 0 || x.size(2) < 2 || x.size(3) < 2) return false;
   // products for a pair of channels; transforms take a fifth of the time, and those of the weights as much as so many products
   constexpr double kTransforms = 1.25;
-  const double of_weights = stride == 2 ? 3000 : 1500;
-  const int64_t height = geometry.transposed ? x.size(2) : x.size(2) / stride, width = geometry.transposed ? x.size(3) : x.size(3) / stride;
-  const int64_t tiles = ((height + 1) / 2) * ((width + 1) / 2), taps = w.size(2) * w.size(3), products = stride == 2 ? 36 : 16;
-  return x.size(0) * height * width * taps > kTransforms * x.size(0) * tiles * products + of_weights;
+  const double of_weights = uneven ? 1000 : stride == 2 ? 3000 : 1500;
+  const auto side = [&](int64_t d) { return geometry.transposed ? x.size(d) : (x.size(d) + 2 * padding - taps) / stride + 1; };
+  const int64_t tiles = ((side(2) + 1) / 2) * ((side(3) + 1) / 2), products = uneven ? 25 : stride == 2 ? 36 : 16;
+  return x.size(0) * side(2) * side(3) * taps * taps > kTransforms * x.size(0) * tiles * products + of_weights;
 }
 
 Tensor convolution(const Geometry& geometry, const Tensor& x, const Tensor& w, const Tensor& b) {
@@ -107,16 +127,18 @@ Tensor convolution(const Geometry& geometry, const Tensor& x, const Tensor& w, c
     sizes.push_back(geometry.transposed ? (size - 1) * stride - padding + taps + geometry.output_padding[i]
                                         : (size + padding - taps) / stride + 1);
   }
-  return (geometry.transposed ? backward : forward)(x, w, b, sizes, format_of(x, w));
+  return (geometry.transposed ? backward : forward)(geometry, x, w, b, sizes);
 }
 
 Tensor input_gradient(const Geometry& geometry, const Tensor& g, const Tensor& x, const Tensor& w) {
-  return (geometry.transposed ? forward : backward)(g, w, {}, x.sizes(), format_of(x, w));
+  return (geometry.transposed ? forward : backward)(geometry, g, w, {}, x.sizes());
 }
 
 Tensor weight_gradient(const Geometry& geometry, const Tensor& g, const Tensor& x, const Tensor& w) {
   const Tensor &image = geometry.transposed ? g : x, &other = geometry.transposed ? x : g;
-  return is_strided(w) ? gradient<2>(image, other, w.sizes(), format_of(x, w)) : gradient<1>(image, other, w.sizes(), format_of(x, w));
+  return with_scheme(geometry, w, [&]<class Scheme>(Scheme) {
+    return gradient<Scheme>(image, other, w.sizes(), geometry.padding[0], format_of(x, w));
+  });
 }
 
 }  // namespace gk::winograd

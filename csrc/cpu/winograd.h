@@ -2,10 +2,12 @@
 //
 //   4x4, stride 2, padding 1: 36 products for 2x2 outputs of a channel instead of 64
 //   3x3, stride 1, padding 1: 16 products instead of 36
+//   3x3, stride 2, padding 0 or 1: 25 products instead of 36
 //
 // Along one dimension, two outputs of R taps are y = Aᵀ[(G w) ⊙ (Bᵀ d)], N = R + 1 products; along two, each matrix from both sides.
 // With stride 2 the image's pixels of equal parity, a phase, make an image of their own, whose kernel has the taps of that parity: two
-// taps a dimension, over four times the channels. The matrices hold 0, ±1 and ½.
+// taps a dimension, over four times the channels. A 3x3 kernel is a 4x4 one without its last taps: where a phase has one tap and a zero,
+// the product of the last of the N points is zero, and is left out. The matrices hold 0, ±1 and ½.
 //
 // The trilinear form Σ_e (A z)_e (G w)_e (Bᵀ d)_e = Σ_i Σ_j z_i w_j d_{i+j} gives the gradient in w as well: Gᵀ[(A g) ⊙ (Bᵀ d)], summed over
 // tiles. The gradient in the image is the convolution of g with the taps turned around, phase by phase. In every pass, the products of one of
@@ -34,14 +36,22 @@ GK_INLINE const Vector& vector_at(const float* p) { return *reinterpret_cast<con
 // The matrices.
 // ---------------------------------------------------------------------------------------------------------------------
 
-template <int S>
+template <int kKernel, int kStride>
 struct Scheme {
-  static_assert(S == 1 || S == 2);
-  static constexpr int stride = S, phases = S * S;
-  static constexpr int N = S == 1 ? 4 : 3;  // products for two outputs
-  static constexpr int R = N - 1;           // taps of a phase
-  static constexpr int kernel = R * S, taps = kernel * kernel;
+  static constexpr int K = kKernel, S = kStride;
+  static_assert((K == 4 && S == 2) || (K == 3 && S == 1) || (K == 3 && S == 2));
+  static constexpr int taps = K * K, phases = S * S;
+  static constexpr int R = (K + S - 1) / S;  // taps of a phase, or one more than it has
+  static constexpr int N = R + 1;            // products for two outputs
   static constexpr int positions = N * N;
+  static constexpr bool uneven = K % S != 0;  // a phase after the first has a tap less
+  static constexpr int taps_of(int phase) { return (K - phase + S - 1) / S; }
+
+  static constexpr int phases_at(int point) { return uneven && point == N - 1 ? 1 : S; }
+  // of a position, both dimensions: how many phases have a product there, whether this one has, and the how-manieth it is
+  static constexpr int count(int e) { return phases_at(e / N) * phases_at(e % N); }
+  static constexpr bool has(int e, int phase) { return phase / S < phases_at(e / N) && phase % S < phases_at(e % N); }
+  static constexpr int place(int e, int phase) { return phase / S * phases_at(e % N) + phase % S; }
 
   // Bᵀ d
   static GK_INLINE void data(const Vector* d, int step, Vector* to) {
@@ -197,20 +207,18 @@ GK_INLINE void multiply_unit(const float* a, int64_t a_line, const float* b, int
     }
 }
 
-// A matrix product for each of the positions: `panels` times kPanel columns. Panels of b lie b_panel apart.
-struct Products {
-  int64_t count, rows, panels, depth;
-  int64_t a_line, a_size, b_line, b_panel, b_size, c_line, c_size;
+// The product for one of the positions: `panels` times kPanel columns. Panels of b lie b_panel apart.
+struct Product {
+  int64_t rows, panels, depth;
+  int64_t a_line, b_line, b_panel, c_line;
 };
 template <bool kColumns, bool kAdd>
-void multiply(const Products& p, const float* a, const float* b, float* c) {
+void multiply(const Product& p, const float* a, const float* b, float* c) {
   with_registers([&]<int kBytes>() GK_INLINE_LAMBDA {
-    for (int64_t product = 0; product < p.count; ++product)
-      for (int64_t panel = 0; panel < p.panels; ++panel)
-        for (int64_t m = 0; m < p.rows; m += kUnit)
-          multiply_unit<kBytes, kColumns, kAdd>(a + product * p.a_size + m * (kColumns ? 1 : p.a_line), p.a_line,
-                                                b + product * p.b_size + panel * p.b_panel, p.b_line, p.depth,
-                                                c + product * p.c_size + m * p.c_line + panel * kPanel, p.c_line);
+    for (int64_t panel = 0; panel < p.panels; ++panel)
+      for (int64_t m = 0; m < p.rows; m += kUnit)
+        multiply_unit<kBytes, kColumns, kAdd>(a + m * (kColumns ? 1 : p.a_line), p.a_line, b + panel * p.b_panel, p.b_line, p.depth,
+                                              c + m * p.c_line + panel * kPanel, p.c_line);
   });
 }
 
@@ -219,7 +227,7 @@ void multiply(const Products& p, const float* a, const float* b, float* c) {
 // ---------------------------------------------------------------------------------------------------------------------
 
 struct Grid {
-  int64_t samples, tile_rows, row_tiles;
+  int64_t samples, tile_rows, row_tiles, padding;
   int64_t rows() const { return samples * tile_rows; }
   int64_t block() const {
     constexpr int64_t kTiles = 64;
@@ -234,51 +242,61 @@ constexpr int64_t tiles_of(int64_t size, int64_t tile) { return (size + tile - 1
 constexpr int64_t line_of(int64_t channels) { return channels + kLane; }
 constexpr int64_t matrix_of(int64_t lines, int64_t line) { return lines * line + kLane; }
 
-// What a tile reads: `patch` pixels a dimension, `step` from tile to tile, the first at `origin`.
+// What a tile reads: `patch` pixels a dimension, `step` from tile to tile, the first at origin().
 // transform() takes the patch's pixels, from a channel on; values of a product lie product_size apart, values of a phase phase_size.
-template <int S>
-struct Forward : Scheme<S> {
-  using Scheme<S>::N;
-  static constexpr int patch = N * S, step = 2 * S, origin = -1;
+template <class Scheme>
+struct Forward : Scheme {
+  using Scheme::K, Scheme::N, Scheme::S;
+  static constexpr bool forward = true, shared = true;
+  static constexpr int patch = S + K, step = 2 * S;
+  static constexpr int64_t origin(int64_t padding) { return -padding; }
   static GK_INLINE void transform(const float* const* at, int64_t channel, float* to, int64_t product_size, int64_t phase_size) {
     for (int py = 0; py < S; ++py)
       for (int px = 0; px < S; ++px) {
-        Vector d[N * N], v[N * N];
-        for (int i = 0; i < N; ++i)
-          for (int j = 0; j < N; ++j) d[i * N + j] = vector_at(at[(S * i + py) * patch + S * j + px] + channel);
-        GK_BOTH_SIDES(Scheme<S>::data, N, N, d, v);
-        for (int e = 0; e < N * N; ++e) vector_at(to + e * product_size + (py * S + px) * phase_size) = v[e];
+        Vector d[N * N] = {}, v[N * N];
+        for (int i = 0; i < N && S * i + py < patch; ++i)
+          for (int j = 0; j < N && S * j + px < patch; ++j) d[i * N + j] = vector_at(at[(S * i + py) * patch + S * j + px] + channel);
+        GK_BOTH_SIDES(Scheme::data, N, N, d, v);
+        const int phase = py * S + px;
+        for (int e = 0; e < N * N; ++e)
+          if (Scheme::has(e, phase)) vector_at(to + e * product_size + Scheme::place(e, phase) * phase_size) = v[e];
       }
   }
 };
 
-// Of the gradient g: each phase of the image has products of its own, from a part of the patch.
-template <int S>
-struct Backward : Scheme<S> {
-  using Scheme<S>::N;
-  static constexpr int patch = 4, step = 2, origin = -1;
-  static constexpr int shift(int phase) { return (S - 1) * (1 - phase); }
+// Of the gradient g, for the pixels that follow the first 1 - padding. Each phase of the image has products of its own, from a part of
+// the patch; of the same part where their taps are one and two.
+template <class Scheme>
+struct Backward : Scheme {
+  using Scheme::K, Scheme::N, Scheme::S;
+  static constexpr bool forward = false;
+  static constexpr bool shared = S == 1 || Scheme::uneven;
+  static constexpr int patch = shared ? N : N + 1, step = 2;
+  static constexpr int64_t origin(int64_t) { return Scheme::uneven ? 0 : -1; }
+  static constexpr int shift(int phase) { return shared ? 0 : 1 - phase; }
+  static constexpr int pixel(int i, int phase) { return S * i + S - 1 - phase; }  // in a tile of the result
   static GK_INLINE void transform(const float* const* at, int64_t channel, float* to, int64_t product_size, int64_t) {
-    for (int py = 0; py < S; ++py)
-      for (int px = 0; px < S; ++px) {
+    for (int py = 0; py < (shared ? 1 : S); ++py)
+      for (int px = 0; px < (shared ? 1 : S); ++px) {
         Vector d[N * N], v[N * N];
         for (int i = 0; i < N; ++i)
           for (int j = 0; j < N; ++j) d[i * N + j] = vector_at(at[(i + shift(py)) * patch + j + shift(px)] + channel);
-        GK_BOTH_SIDES(Scheme<S>::data, N, N, d, v);
+        GK_BOTH_SIDES(Scheme::data, N, N, d, v);
         for (int e = 0; e < N * N; ++e) vector_at(to + ((py * S + px) * N * N + e) * product_size) = v[e];
       }
   }
 };
 
 // Of g, as the factor of what Forward reads.
-template <int S>
-struct Outputs : Scheme<S> {
-  using Scheme<S>::N;
-  static constexpr int patch = 2, step = 2, origin = 0;
+template <class Scheme>
+struct Outputs : Scheme {
+  using Scheme::N;
+  static constexpr int patch = 2, step = 2;
+  static constexpr int64_t origin(int64_t) { return 0; }
   static GK_INLINE void transform(const float* const* at, int64_t channel, float* to, int64_t product_size, int64_t) {
     Vector z[4], v[N * N];
     for (int i = 0; i < 4; ++i) z[i] = vector_at(at[i] + channel);
-    GK_BOTH_SIDES(Scheme<S>::outputs_transposed, 2, N, z, v);
+    GK_BOTH_SIDES(Scheme::outputs_transposed, 2, N, z, v);
     for (int e = 0; e < N * N; ++e) vector_at(to + e * product_size) = v[e];
   }
 };
@@ -294,7 +312,7 @@ int64_t reading(const Grid& grid, const Images& images, int64_t channels) {
 template <class Tiles>
 GK_MULTIVERSION void read_tiles(const Grid& grid, const Images& images, const float* source, int64_t begin, int64_t end, int64_t first,
                                 int64_t last, float* scratch, float* to, int64_t line, int64_t product_size) {
-  const int64_t height = images.height, width = images.width, channels = end - begin;
+  const int64_t height = images.height, width = images.width, channels = end - begin, origin = Tiles::origin(grid.padding);
   float *const zeros = scratch, *const lanes = scratch + channels;
   std::memset(zeros, 0, channels * sizeof(float));
   const int64_t group = images.pixels ? channels : kLane;
@@ -305,8 +323,8 @@ GK_MULTIVERSION void read_tiles(const Grid& grid, const Images& images, const fl
       const float* image = source + n * images.sample() + (begin + channel) * (images.pixels ? 1 : images.plane());
       int64_t distance = images.channels;
       if (!images.pixels) {
-        const int64_t top = std::max<int64_t>(0, (row - before) * Tiles::step + Tiles::origin);
-        const int64_t bottom = std::min<int64_t>(height, (next - 1 - before) * Tiles::step + Tiles::origin + Tiles::patch);
+        const int64_t top = std::max<int64_t>(0, (row - before) * Tiles::step + origin);
+        const int64_t bottom = std::min<int64_t>(height, (next - 1 - before) * Tiles::step + origin + Tiles::patch);
         pixels_of_planes(image + top * width, images.plane(), (bottom - top) * width, lanes);
         image = lanes - top * width * kLane;
         distance = kLane;
@@ -316,7 +334,7 @@ GK_MULTIVERSION void read_tiles(const Grid& grid, const Images& images, const fl
           const float* at[Tiles::patch * Tiles::patch];
           for (int i = 0; i < Tiles::patch; ++i)
             for (int j = 0; j < Tiles::patch; ++j) {
-              const int64_t y = (r - before) * Tiles::step + Tiles::origin + i, x = t * Tiles::step + Tiles::origin + j;
+              const int64_t y = (r - before) * Tiles::step + origin + i, x = t * Tiles::step + origin + j;
               const bool inside = y >= 0 && y < height && x >= 0 && x < width;
               at[i * Tiles::patch + j] = inside ? image + (y * width + x) * distance : zeros;
             }
@@ -331,68 +349,69 @@ GK_MULTIVERSION void read_tiles(const Grid& grid, const Images& images, const fl
 // ---------------------------------------------------------------------------------------------------------------------
 
 template <class Tiles>
-struct Convolution {
-  static constexpr int S = Tiles::stride, N = Tiles::N;
-  static constexpr bool forward = std::is_same_v<Tiles, Forward<S>>;
-  static constexpr int tile = forward ? 2 : 2 * S;  // pixels of the result, a dimension
-  static constexpr int products = (forward ? 1 : Tiles::phases) * N * N;
+struct Convolution : Tiles {
+  using Tiles::N, Tiles::S;
+  static constexpr int tile = Tiles::forward ? 2 : 2 * S;  // pixels of the result, a dimension
+  static constexpr int products = (Tiles::forward ? 1 : Tiles::phases) * N * N;
+  static constexpr int factors = Tiles::shared ? N * N : products;  // transformed values of a channel of the source
 
   Images from, to;
-  Grid grid{to.samples, tiles_of(to.height, tile), tiles_of(to.width, tile)};
-  int64_t depth = (forward ? Tiles::phases : 1) * from.channels;
+  int64_t padding;
+  int64_t border = Tiles::forward ? 0 : 1 - padding;  // first rows and columns of the result that are not computed
+  Grid grid{to.samples, tiles_of(to.height - border, tile), tiles_of(to.width - border, tile), padding};
+  int64_t depth = (Tiles::forward ? Tiles::phases : 1) * from.channels;
   int64_t panels = to.channels / kPanel;
 
-  Convolution(const Images& from, const Images& to) : from(from), to(to) {}
+  Convolution(const Images& from, const Images& to, int64_t padding) : from(from), to(to), padding(padding) {}
   int64_t packed_product() const { return matrix_of(depth, to.channels); }
   int64_t packed() const { return products * packed_product(); }
   int64_t to_pack() const { return panels * from.channels; }
   int64_t writing() const { return to.pixels ? 0 : kLane * (std::min(grid.block() * tile, to.height) * to.width + kLane); }
   int64_t scratch() const {
-    return products * (matrix_of(grid.block_tiles(), line_of(depth)) + matrix_of(grid.block_tiles(), line_of(to.channels))) +
+    return factors * matrix_of(grid.block_tiles(), line_of(depth)) + products * matrix_of(grid.block_tiles(), line_of(to.channels)) +
            std::max(reading<Tiles>(grid, from, from.channels), writing());
   }
 };
 
-// w (O, C, kernel, kernel) to packed (products, panels, depth, kPanel); items are channels of the source, panel by panel
+// w (O, C, K, K) to packed (products, panels, depth, kPanel); items are channels of the source, panel by panel
 template <class C>
 GK_MULTIVERSION void pack(const C& c, const float* w, int64_t begin, int64_t end, float* packed) {
-  constexpr int S = C::S, N = C::N, R = N - 1, kernel = R * S, taps = kernel * kernel;
-  const int64_t sources = c.from.channels, channels = C::forward ? sources : c.to.channels;  // `channels` of the image
+  constexpr int S = C::S, N = C::N, R = C::R;
+  constexpr bool forward = C::forward;
+  const int64_t sources = c.from.channels, channels = forward ? sources : c.to.channels;  // `channels` of the image
   for (int64_t item = begin; item < end; ++item)
     for (int half = 0; half < kPanel; half += kLane) {
       const int64_t panel = item / sources, k = item % sources, first = panel * kPanel + half;
-      const float* at = w + (C::forward ? first * channels + k : k * channels + first) * taps;
+      const float* at = w + (forward ? first * channels + k : k * channels + first) * C::taps;
       Vector lines[kLane] = {};
-      for (int l = 0; l < kLane; ++l) std::memcpy(&lines[l], at + l * (C::forward ? channels : 1) * taps, taps * sizeof(float));
+      for (int l = 0; l < kLane; ++l) std::memcpy(&lines[l], at + l * (forward ? channels : 1) * C::taps, C::taps * sizeof(float));
       transpose(lines);
-      for (int py = 0; py < S; ++py)
-        for (int px = 0; px < S; ++px) {
-          Vector t[R * R], u[N * N];
-          for (int i = 0; i < R; ++i)
-            for (int j = 0; j < R; ++j) {
-              const int ky = S * (C::forward ? i : R - 1 - i) + py, kx = S * (C::forward ? j : R - 1 - j) + px;
-              t[i * R + j] = lines[ky * kernel + kx];
-            }
-          GK_BOTH_SIDES(Scheme<S>::weights, R, N, t, u);
-          const int64_t phase = py * S + px, row = C::forward ? phase * sources + k : k;
-          for (int e = 0; e < N * N; ++e) {
-            const int64_t product = C::forward ? e : phase * N * N + e;
+      for (int phase = 0; phase < C::phases; ++phase) {
+        const int py = phase / S, px = phase % S, rows = C::taps_of(py), columns = C::taps_of(px);
+        Vector t[R * R] = {}, u[N * N];
+        for (int i = 0; i < rows; ++i)
+          for (int j = 0; j < columns; ++j)
+            t[i * R + j] = lines[(S * (forward ? i : rows - 1 - i) + py) * C::K + S * (forward ? j : columns - 1 - j) + px];
+        GK_BOTH_SIDES(C::weights, R, N, t, u);
+        for (int e = 0; e < N * N; ++e)
+          if (C::has(e, phase)) {
+            const int64_t product = forward ? e : phase * N * N + e, row = forward ? C::place(e, phase) * sources + k : k;
             vector_at(packed + product * c.packed_product() + (panel * c.depth + row) * kPanel + half) = u[e];
           }
-        }
+      }
     }
 }
 
 template <class C>
 GK_MULTIVERSION void write_tiles(const C& c, const float* m, int64_t line, int64_t product_size, const float* bias, int64_t first,
                                  int64_t last, float* lanes, float* result) {
-  constexpr int S = C::S, N = C::N;
+  constexpr int N = C::N;
   const int64_t height = c.to.height, width = c.to.width, group = c.to.pixels ? c.to.channels : kLane;
   for (int64_t channel = 0; channel < c.to.channels; channel += group)
     for (int64_t row = first, next; row < last; row = next) {
       const int64_t n = row / c.grid.tile_rows, before = n * c.grid.tile_rows;
       next = std::min(last, before + c.grid.tile_rows);
-      const int64_t top = (row - before) * C::tile, bottom = std::min<int64_t>(height, (next - before) * C::tile);
+      const int64_t top = (row - before) * C::tile + c.border, bottom = std::min<int64_t>(height, (next - before) * C::tile + c.border);
       float* image = result + n * c.to.sample() + channel * (c.to.pixels ? 1 : c.to.plane());
       float* to = c.to.pixels ? image : lanes - top * width * kLane;
       const int64_t distance = c.to.pixels ? c.to.channels : kLane;
@@ -403,15 +422,16 @@ GK_MULTIVERSION void write_tiles(const C& c, const float* m, int64_t line, int64
             const Vector shift = bias ? vector_at(bias + channel + k) : Vector{};
             for (int phase = 0; phase < C::products / (N * N); ++phase) {
               Vector x[N * N], y[4];
-              for (int e = 0; e < N * N; ++e) x[e] = vector_at(at + (phase * N * N + e) * product_size);
-              GK_BOTH_SIDES(Scheme<S>::outputs, N, 2, x, y);
+              for (int e = 0; e < N * N; ++e)
+                x[e] = C::forward || C::has(e, phase) ? vector_at(at + (phase * N * N + e) * product_size) : Vector{};
+              GK_BOTH_SIDES(C::outputs, N, 2, x, y);
               for (int i = 0; i < 2; ++i)
                 for (int j = 0; j < 2; ++j) {
-                  int64_t py = (r - before) * C::tile + i, px = t * C::tile + j;
-                  if constexpr (!C::forward) {
-                    py += (S - 1) * i + Backward<S>::shift(phase / S);
-                    px += (S - 1) * j + Backward<S>::shift(phase % S);
-                  }
+                  int64_t py = c.border + (r - before) * C::tile, px = c.border + t * C::tile;
+                  if constexpr (C::forward)
+                    py += i, px += j;
+                  else
+                    py += C::pixel(i, phase / C::S), px += C::pixel(j, phase % C::S);
                   if (py < height && px < width) vector_at(to + (py * width + px) * distance + k) = y[i * 2 + j] + shift;
                 }
             }
@@ -427,13 +447,24 @@ void compute(const Convolution<Tiles>& c, const float* source, const float* pack
   using C = Convolution<Tiles>;
   const int64_t line = line_of(c.depth), out_line = line_of(c.to.channels);
   const int64_t v_size = matrix_of(c.grid.block_tiles(), line), m_size = matrix_of(c.grid.block_tiles(), out_line);
-  float *const v = scratch, *const m = v + C::products * v_size, *const rest = m + C::products * m_size;
+  float *const v = scratch, *const m = v + C::factors * v_size, *const rest = m + C::products * m_size;
   for (int64_t first = begin, last; first < end; first = last) {
     last = std::min(end, first + c.grid.block());
     read_tiles<Tiles>(c.grid, c.from, source, 0, c.from.channels, first, last, rest, v, line, v_size);
     const int64_t tiles = tiles_of((last - first) * c.grid.row_tiles, kUnit) * kUnit;
-    multiply<false, false>({C::products, tiles, c.panels, c.depth, line, v_size, kPanel, c.depth * kPanel, c.packed_product(), out_line, m_size},
-                           v, packed, m);
+    for (int e = 0; e < C::positions; ++e) {
+      if constexpr (C::forward) {
+        multiply<false, false>({tiles, c.panels, C::count(e) * c.from.channels, line, kPanel, c.depth * kPanel, out_line}, v + e * v_size,
+                               packed + e * c.packed_product(), m + e * m_size);
+        continue;
+      }
+      for (int phase = 0; phase < C::phases; ++phase) {
+        const int product = phase * C::positions + e;
+        if (C::has(e, phase))
+          multiply<false, false>({tiles, c.panels, c.depth, line, kPanel, c.depth * kPanel, out_line},
+                                 v + (C::shared ? e : product) * v_size, packed + product * c.packed_product(), m + product * m_size);
+      }
+    }
     write_tiles(c, m, out_line, m_size, bias, first, last, rest, result);
   }
 }
@@ -442,15 +473,16 @@ void compute(const Convolution<Tiles>& c, const float* source, const float* pack
 // The gradient in the weights. Items are groups of the image's channels by groups of g's; each sums over all tiles, in their order.
 // ---------------------------------------------------------------------------------------------------------------------
 
-template <int S>
-struct Weights {
-  static constexpr int N = Scheme<S>::N, products = N * N;
+template <class Scheme>
+struct Weights : Scheme {
+  using Scheme::S;
 
   Images x, g;
-  Grid grid{g.samples, tiles_of(g.height, 2), tiles_of(g.width, 2)};
+  Grid grid;
   int64_t x_group = S == 1 ? 64 : 32, g_group = 4 * kPanel;
 
-  Weights(const Images& x, const Images& g, int threads) : x(x), g(g) {
+  Weights(const Images& x, const Images& g, int64_t padding, int threads)
+      : x(x), g(g), grid{g.samples, tiles_of(g.height, 2), tiles_of(g.width, 2), padding} {
     while (items() < 2 * threads && x_group > kLane) x_group /= 2;
     while (items() < 2 * threads && g_group > kPanel) g_group /= 2;
   }
@@ -460,49 +492,54 @@ struct Weights {
   int64_t g_line() const { return line_of(g_group); }
   int64_t sums_size() const { return matrix_of(S * S * x_group, g_line()); }
   int64_t scratch() const {
-    return products * (matrix_of(grid.block_tiles(), x_line()) + matrix_of(grid.block_tiles(), g_line()) + sums_size()) +
-           std::max(reading<Forward<S>>(grid, x, x_group), reading<Outputs<S>>(grid, g, g_group));
+    return Scheme::positions * (matrix_of(grid.block_tiles(), x_line()) + matrix_of(grid.block_tiles(), g_line()) + sums_size()) +
+           std::max(reading<Forward<Scheme>>(grid, x, x_group), reading<Outputs<Scheme>>(grid, g, g_group));
   }
 };
 
-template <int S>
-GK_MULTIVERSION void write_weights(const Weights<S>& c, const float* sums, int64_t x_begin, int64_t x_end, int64_t g_begin, int64_t g_end,
+template <class Scheme>
+GK_MULTIVERSION void write_weights(const Weights<Scheme>& c, const float* sums, int64_t x_begin, int64_t x_end, int64_t g_begin, int64_t g_end,
                                    int64_t product_size, float* result) {
-  constexpr int N = Scheme<S>::N, R = N - 1, kernel = R * S, taps = kernel * kernel;
+  constexpr int K = Scheme::K, S = Scheme::S, N = Scheme::N, R = Scheme::R;
   const int64_t channels = x_end - x_begin;
   for (int64_t channel = 0; channel < channels; ++channel)
     for (int64_t o = 0; o < g_end - g_begin; o += kLane) {
       Vector lines[kLane] = {};
-      for (int phase = 0; phase < S * S; ++phase) {
+      for (int phase = 0; phase < Scheme::phases; ++phase) {
+        const int py = phase / S, px = phase % S;
         Vector x[N * N], w[R * R];
-        for (int e = 0; e < N * N; ++e) x[e] = vector_at(sums + e * product_size + (phase * channels + channel) * c.g_line() + o);
-        GK_BOTH_SIDES(Scheme<S>::weights_transposed, N, R, x, w);
-        for (int i = 0; i < R; ++i)
-          for (int j = 0; j < R; ++j) lines[(S * i + phase / S) * kernel + S * j + phase % S] = w[i * R + j];
+        for (int e = 0; e < N * N; ++e)
+          x[e] = Scheme::has(e, phase)
+                     ? vector_at(sums + e * product_size + (Scheme::place(e, phase) * channels + channel) * c.g_line() + o)
+                     : Vector{};
+        GK_BOTH_SIDES(Scheme::weights_transposed, N, R, x, w);
+        for (int i = 0; i < Scheme::taps_of(py); ++i)
+          for (int j = 0; j < Scheme::taps_of(px); ++j) lines[(S * i + py) * K + S * j + px] = w[i * R + j];
       }
       transpose(lines);
       for (int l = 0; l < kLane; ++l)
-        std::memcpy(result + ((g_begin + o + l) * c.x.channels + x_begin + channel) * taps, &lines[l], taps * sizeof(float));
+        std::memcpy(result + ((g_begin + o + l) * c.x.channels + x_begin + channel) * Scheme::taps, &lines[l], Scheme::taps * sizeof(float));
     }
 }
 
-// result (O, C, kernel, kernel): one item
-template <int S>
-void compute(const Weights<S>& c, const float* x, const float* g, int64_t item, float* scratch, float* result) {
-  constexpr int products = Weights<S>::products;
+// result (O, C, K, K): one item
+template <class Scheme>
+void compute(const Weights<Scheme>& c, const float* x, const float* g, int64_t item, float* scratch, float* result) {
+  constexpr int products = Scheme::positions;
   const int64_t x_begin = item % c.x_groups() * c.x_group, x_end = std::min(x_begin + c.x_group, c.x.channels);
   const int64_t g_begin = item / c.x_groups() * c.g_group, g_end = std::min(g_begin + c.g_group, c.g.channels);
-  const int64_t rows = S * S * (x_end - x_begin), sums_size = c.sums_size();
+  const int64_t sums_size = c.sums_size();
   const int64_t v_size = matrix_of(c.grid.block_tiles(), c.x_line()), u_size = matrix_of(c.grid.block_tiles(), c.g_line());
   float *const v = scratch, *const u = v + products * v_size, *const sums = u + products * u_size, *const rest = sums + products * sums_size;
   std::memset(sums, 0, products * sums_size * sizeof(float));
   for (int64_t first = 0, last; first < c.grid.rows(); first = last) {
     last = std::min(c.grid.rows(), first + c.grid.block());
-    read_tiles<Forward<S>>(c.grid, c.x, x, x_begin, x_end, first, last, rest, v, c.x_line(), v_size);
-    read_tiles<Outputs<S>>(c.grid, c.g, g, g_begin, g_end, first, last, rest, u, c.g_line(), u_size);
-    multiply<true, true>({products, rows, (g_end - g_begin) / kPanel, (last - first) * c.grid.row_tiles, c.x_line(), v_size, c.g_line(),
-                          kPanel, u_size, c.g_line(), sums_size},
-                         v, u, sums);
+    read_tiles<Forward<Scheme>>(c.grid, c.x, x, x_begin, x_end, first, last, rest, v, c.x_line(), v_size);
+    read_tiles<Outputs<Scheme>>(c.grid, c.g, g, g_begin, g_end, first, last, rest, u, c.g_line(), u_size);
+    for (int e = 0; e < products; ++e)
+      multiply<true, true>({Scheme::count(e) * (x_end - x_begin), (g_end - g_begin) / kPanel, (last - first) * c.grid.row_tiles, c.x_line(),
+                            c.g_line(), kPanel, c.g_line()},
+                           v + e * v_size, u + e * u_size, sums + e * sums_size);
   }
   write_weights(c, sums, x_begin, x_end, g_begin, g_end, sums_size, result);
 }

@@ -40,7 +40,9 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad, _):
-    return *_op.attention_bwd(grad, *ctx.saved_tensors, ctx.causal, ctx.scale), None, None
+    *inputs, out, logs = ctx.saved_tensors
+    # attention_bwd's derivative is total: through out a second backward would come here once more, for a gradient of zeros
+    return *_op.attention_bwd(grad, *inputs, out.detach(), logs, ctx.causal, ctx.scale), None, None
 
 
 def _bwd_fake(grad, q, k, v, out, logs, causal, scale):

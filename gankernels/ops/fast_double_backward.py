@@ -10,8 +10,9 @@ and weight gradient. Stock autograd takes more than six, eager and compiled, bec
 Inside `fast_double_backward()` a torch-function mode routes those layers to ops of csrc/autograd that do none of this. What it does
 not know passes through untouched, and stays right.
 
-On the CPU in float32, convolutions of 4x4 with stride 2 and of 3x3 with stride 1, transposed ones too, take 9/16 and 4/9 of the
-products (csrc/cpu/winograd.h), where images are large enough for it to pay.
+On the CPU in float32, convolutions of 4x4 with stride 2, of 3x3 with stride 1 and of 3x3 with stride 2, transposed ones too, take 9/16,
+4/9 and 25/36 of the products (csrc/cpu/winograd.h), where images are large enough for it to pay: a loss without a second derivative
+gains as well.
 
 Why C++ autograd nodes here, and around the penalty's norms: these ops mostly rearrange stock kernels, so the boundary is most of their
 cost (a node in C++ costs what aten's does; one with a Python derivative twice that, forward and backward) and, unlike a Python
@@ -25,6 +26,7 @@ import contextlib
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from .attention import attend, fits
@@ -348,6 +350,13 @@ def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False
     return attend(query, key, value, is_causal, scale)
 
 
+@_route(F.multi_head_attention_forward)
+def _multi_head_attention(*args, **kwargs):
+    """Attention in its plain form: what stock calls inside is not routed, and its fused attention has no second derivative."""
+    with sdpa_kernel(SDPBackend.MATH):
+        return F.multi_head_attention_forward(*args, **kwargs)
+
+
 def _kernels(x):
     return x.device.type in ("cpu", "cuda") and x.is_floating_point() and x.numel() > 0
 
@@ -355,9 +364,15 @@ def _kernels(x):
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 
 
-def _in_functorch():
-    """C++ autograd nodes know no torch.func transform; under one, stock ops must run."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+def _wants_stock():
+    """C++ autograd nodes know no torch.func transform. And what is kept under saved-tensor hooks may be computed anew where this mode is
+    not active: torch.utils.checkpoint counts on finding the same tensors then."""
+    if torch.compiler.is_compiling():
+        return False
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    )
 
 
 class fast_double_backward(TorchFunctionMode):  # noqa: N801  a context manager, named as users type it
@@ -375,16 +390,16 @@ class fast_double_backward(TorchFunctionMode):  # noqa: N801  a context manager,
     tensor of zeros; biases of convolutions, linear layers and norms get their zeros.
 
     Known too, with a fused second derivative, and no third: layer, group, instance and RMS norm, GELU, SiLU, tanh, sigmoid, softplus,
-    ELU, SELU, scaled dot-product attention without a mask or dropout.
+    ELU, SELU, scaled dot-product attention without a mask or dropout. nn.MultiheadAttention takes attention in its plain form.
 
-    Anything else, tensor subclasses and torch.func transforms included, passes through untouched. Works under torch.compile,
-    autocast, DataParallel.
+    Anything else, tensor subclasses, torch.func transforms and what runs under torch.utils.checkpoint or other saved-tensor hooks
+    included, passes through untouched. Works under torch.compile, autocast, DataParallel.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         route = _ROUTES.get(func)
-        if route is not None and (not types or _PLAIN.issuperset(types)) and not _in_functorch():
+        if route is not None and (not types or _PLAIN.issuperset(types)) and not _wants_stock():
             out = route(*args, **kwargs)
             if out is not NotImplemented:
                 return out

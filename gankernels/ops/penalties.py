@@ -107,8 +107,9 @@ def _points(op: str, name: str, points: torch.Tensor) -> torch.Tensor:
 
 def _penalise(op, critic, x, weight, target, one_sided, critic_args, critic_kwargs, output, return_norms):
     check_flags(op, one_sided=one_sided, return_norms=return_norms)
+    own_leaf = not x.requires_grad
     score, x, _ = _differentiable_score(op, critic, x, critic_args, critic_kwargs, output)
-    penalty, norms = _op.input_gradient_penalty(score, x, weight, target, one_sided, op)
+    penalty, norms = _op.input_gradient_penalty(score, x, own_leaf, weight, target, one_sided, op)
     return (penalty, norms) if return_norms else penalty
 
 

@@ -41,6 +41,8 @@ def fixed_batch_norm():
     return layer
 
 
+KERNEL = torch.randn(4, 3, 3, 3, dtype=torch.float64)
+
 # Linear in their parameters and piecewise linear in x.
 LAYERS = {
     "conv1d": (nn.Conv1d(4, 6, 3, 2, 1), SEQUENCE),
@@ -264,6 +266,30 @@ def test_a_penalty_takes_four_passes(inplace):
     assert (second.forward, second.input, second.weight) == (3, 0, 3), "tangent forward and weight gradient"
 
 
+@pytest.mark.parametrize(
+    "first",
+    (nn.Conv2d(3, 4, 3), lambda x: torch.convolution(x, KERNEL, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)),
+)
+def test_nobody_computes_the_penaltys_gradient_in_images_that_nobody_asked_it_for(first):
+    layers = nn.Sequential(nn.SiLU(), nn.Conv2d(4, 1, 14), nn.Flatten()).double()
+    first = first.double() if isinstance(first, nn.Module) else first
+    real, fake = torch.randn(2, 2, 3, 16, 16, dtype=torch.float64)
+
+    def input_gradients(fake):
+        penalty = gk.gradient_penalty(lambda x: layers(first(x)), real, fake, eps=0.5)
+        with ConvolutionCalls() as calls:
+            penalty.backward()
+        return calls.input
+
+    assert input_gradients(fake) == 0, "what bends goes into the first weights, and not below them"
+    asked = fake.clone().requires_grad_()
+    assert input_gradients(asked) == 1
+    x = (0.5 * (real + asked)).detach().requires_grad_()
+    (grads,) = torch.autograd.grad(layers(first(x)).sum(), x, create_graph=True)
+    (exact,) = torch.autograd.grad(10 * (grads.flatten(1).norm(dim=1) - 1).square().mean(), x)
+    torch.testing.assert_close(asked.grad, 0.5 * exact, rtol=1e-10, atol=1e-13)
+
+
 def convolutions_of_compiled(step, x):
     """Runs the compiled step and counts the convolution passes in its graphs."""
     targets = []
@@ -481,27 +507,32 @@ def test_the_gradient_of_an_image(channels, outputs, size, kernel, stride, paddi
     assert calls_stock == is_matrix_product
 
 
-# stride, transposed, samples, channels, outputs, size, output padding: partial tiles, blocks that end within a sample, rows longer than a block
+# taps, stride, padding, transposed, samples, channels, outputs, size, output padding: partial tiles, blocks that end within a sample, rows
+# longer than a block
 MINIMAL_FILTERING = [
-    (1, False, 24, 32, 64, (5, 7), 0),
-    (1, True, 8, 96, 32, (9, 16), 0),
-    (1, False, 1, 32, 32, (3, 261), 0),
-    (2, False, 16, 64, 32, (15, 21), 0),
-    (2, False, 64, 32, 96, (10, 8), 0),
-    (2, False, 1, 32, 160, (64, 270), 0),
-    (2, True, 16, 64, 32, (8, 9), 1),
-    (2, True, 6, 32, 64, (16, 12), 0),
+    (3, 1, 1, False, 24, 32, 64, (5, 7), 0),
+    (3, 1, 1, True, 8, 96, 32, (9, 16), 0),
+    (3, 1, 1, False, 1, 32, 32, (3, 261), 0),
+    (4, 2, 1, False, 16, 64, 32, (15, 21), 0),
+    (4, 2, 1, False, 64, 32, 96, (10, 8), 0),
+    (4, 2, 1, False, 1, 32, 160, (64, 270), 0),
+    (4, 2, 1, True, 16, 64, 32, (8, 9), 1),
+    (4, 2, 1, True, 6, 32, 64, (16, 12), 0),
+    (3, 2, 1, False, 12, 64, 32, (32, 31), 0),
+    (3, 2, 1, True, 6, 32, 64, (20, 24), 1),
+    (3, 2, 0, False, 1, 32, 96, (49, 274), 0),
+    (3, 2, 0, True, 9, 96, 32, (16, 18), 0),
+    (3, 2, 0, True, 2, 64, 96, (63, 20), 1),
 ]
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("stride, transposed, samples, channels, outputs, size, output_padding", MINIMAL_FILTERING)
-def test_minimal_filtering(stride, transposed, samples, channels, outputs, size, output_padding, layout):
+@pytest.mark.parametrize("taps, stride, padding, transposed, samples, channels, outputs, size, output_padding", MINIMAL_FILTERING)
+def test_minimal_filtering(taps, stride, padding, transposed, samples, channels, outputs, size, output_padding, layout):
     convolution = F.conv_transpose2d if transposed else F.conv2d
-    taps = [4 if stride == 2 else 3] * 2
-    options = dict(stride=stride, padding=1) | (dict(output_padding=output_padding) if transposed else {})
+    options = dict(stride=stride, padding=padding) | (dict(output_padding=output_padding) if transposed else {})
     x = torch.randn(samples, channels, *size).to(memory_format=layout)
-    weight = torch.randn(*((channels, outputs) if transposed else (outputs, channels)), *taps).to(memory_format=layout)
+    weight = torch.randn(*((channels, outputs) if transposed else (outputs, channels)), taps, taps).to(memory_format=layout)
     g, dx, dw = torch.randn_like(convolution(x, weight, **options)), torch.randn_like(x), torch.randn_like(weight)
     wide = torch.randn(samples, channels, size[0], 2 * size[1])[..., ::2].copy_(x)
     tensors = (x, weight, torch.randn(outputs), g, dx, dw)
@@ -525,7 +556,9 @@ def test_minimal_filtering(stride, transposed, samples, channels, outputs, size,
         assert a.is_contiguous(memory_format=layout) or a.dim() == 1
         error, of_stock = ((t - c).norm() / c.norm() for t in (a, b))
         assert error < 4 * of_stock + torch.finfo(torch.float32).eps
-    assert not {"aten::convolution", "aten::convolution_backward"} & {event.key for event in profile.key_averages()}
+    # without padding, stock's make the first row and the first column of an image with twice as many
+    calls = {event.key for event in profile.key_averages()}
+    assert "aten::convolution_backward" not in calls and ("aten::convolution" in calls) == (padding == 0)
 
     threads = torch.get_num_threads()
     try:
@@ -537,10 +570,20 @@ def test_minimal_filtering(stride, transposed, samples, channels, outputs, size,
         assert all(torch.equal(a, b) for a, b in zip(got, ours(wide, *tensors[1:])))
 
 
-@pytest.mark.parametrize("stride, taps", [(1, 3), (2, 4)])
+@pytest.mark.parametrize("stride, taps", [(1, 3), (2, 4), (2, 3)])
 def test_small_and_empty_batches_are_left_to_stock(stride, taps):
     """The transforms of the weights would cost more than they save."""
     x, weight = torch.randn(2, 32, 4, 4), torch.randn(32, 32, taps, taps)
     with gk.fast_double_backward():
         small, empty = F.conv2d(x, weight, None, stride, 1), F.conv2d(x[:0], weight, None, stride, 1)
     assert torch.equal(small, F.conv2d(x, weight, None, stride, 1)) and empty.shape[0] == 0
+
+
+def test_the_second_derivative_of_attention_computes_no_first():
+    q, k, v = torch.randn(3, 2, 5, 4, dtype=torch.float64).requires_grad_()
+    gradient = torch.ones_like(v)
+    first = torch.autograd.grad(gk.scaled_dot_product_attention(q, k, v), (q, k, v), gradient, create_graph=True)
+    with torch.autograd.profiler.profile() as profile:
+        torch.autograd.grad(sum(g.sin().sum() for g in first), (q, k, v))
+    calls = [event.name for event in profile.function_events if event.name.startswith("gankernels::attention")]
+    assert calls == ["gankernels::attention_bwd_bwd"]

@@ -58,6 +58,7 @@ class LabelledRecurrentAttention(nn.Module):
 
     def __init__(self):
         super().__init__()
+        self.need_weights = True  # without them stock takes its fused attention
         self.conv = nn.Conv2d(3, 8, 4, 4)
         self.gru = nn.GRU(8, 8, batch_first=True)
         self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
@@ -66,14 +67,16 @@ class LabelledRecurrentAttention(nn.Module):
 
     def forward(self, x, labels, *, scale=1.0):
         tokens = F.elu(self.conv(x)).flatten(2).transpose(1, 2)
-        tokens = tokens + self.attention(tokens, tokens, tokens, need_weights=True)[0]
+        tokens = tokens + self.attention(tokens, tokens, tokens, need_weights=self.need_weights)[0]
         h = self.gru(tokens)[0].mean(1)
         return scale * (self.score(h) + (self.embed(labels) * h).sum(1, keepdim=True)), self.classes(h)
 
 
-class MLP(nn.Sequential):
+class PooledMLP(nn.Sequential):
     def __init__(self):
-        super().__init__(nn.Flatten(), nn.Linear(768, 6), nn.LeakyReLU(0.2), nn.Linear(6, 1))
+        super().__init__(
+            nn.Conv2d(3, 4, 3, padding=1), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(256, 6), nn.LeakyReLU(0.2), nn.Linear(6, 1),
+        )  # fmt: skip
 
 
 LABELS = torch.tensor([0, 3, 4])
@@ -136,7 +139,7 @@ def test_unmodified_critics_get_stock_gradients(name, layout):
         assert_same_gradients(gradients(loss, model), stock)
 
 
-@pytest.mark.parametrize(("make", "backend"), ((DCGAN, "aot_eager"), (ResNet, "aot_eager"), (MLP, "inductor")))
+@pytest.mark.parametrize(("make", "backend"), ((DCGAN, "aot_eager"), (ResNet, "aot_eager"), (PooledMLP, "inductor")))
 def test_compiled_whole_step_equals_eager(make, backend):
     model = make().double()
     real, fake = batch()
@@ -420,6 +423,31 @@ BAD = {
     "output": (lambda: gk.r1_penalty(lambda x: (LINEAR(x),), X, output=2), "output must name one .* got 2 for tuple"),
     "eps": (lambda: gk.gradient_penalty(LINEAR, X, X, eps=1.5), r"eps must be a tensor or a number in \[0, 1\], got 1.5"),
 }  # fmt: skip
+
+
+def test_multi_head_attention_that_stock_fuses():
+    model, (real, fake), eps = LabelledRecurrentAttention().double(), batch(), torch.rand(3, dtype=torch.float64)
+    stock = gradients(stock_gradient_penalty(model, real, fake, eps, (LABELS,)), model)
+    model.need_weights = False
+    ours = gradients(gk.gradient_penalty(model, real, fake, eps=eps, critic_args=(LABELS,)), model)
+    assert_same_gradients(ours, stock)
+
+
+def test_checkpointed_parts_are_computed_anew_as_they_were():
+    """In the backward, where no layer is routed."""
+
+    class Checkpointed(DCGAN):
+        def forward(self, x):
+            return torch.utils.checkpoint.checkpoint(super().forward, x, use_reentrant=False)
+
+    model, (real, fake), eps = Checkpointed(inplace=False).double(), batch(), torch.rand(3, dtype=torch.float64)
+    stock = gradients(stock_gradient_penalty(model, real, fake, eps), model)
+    assert_same_gradients(gradients(gk.gradient_penalty(model, real, fake, eps=eps), model), stock)
+    scores, r1, *_ = gk.regularized_scores(model, real, 10.0)
+    ours = gradients(scores.square().mean() + r1, model)
+    x = real.clone().requires_grad_()
+    stock_loss = model(x).square().mean() + 5 * stock_norms(model, x, (), {}).square().mean()
+    assert_same_gradients(ours, gradients(stock_loss, model))
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -80,6 +80,19 @@ def test_ours_and_stock_train_alike(tiny, images):
             torch.testing.assert_close(value, stock_figures[name], rtol=2e-3, atol=2e-4, msg=lambda m: f"{name}: {m}")
 
 
+@pytest.mark.parametrize("name", ["gan", "sngan"])
+def test_large_images_train_alike_with_fewer_of_stocks_convolutions(name):
+    images, variant = torch.rand(32, 3, 32, 32) * 2 - 1, ganzoo.create(name, width=32, batch=16)
+    steps, calls = [], []
+    for ops in ("gankernels", "stock"):
+        trainer = Trainer(variant, images, seed=3, ops=ops)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            steps.append(run(trainer, 1))
+        calls.append(sum(event.count for event in profile.key_averages() if event.key == "aten::convolution_backward"))
+    torch.testing.assert_close(*steps, rtol=2e-3, atol=2e-4)
+    assert calls[0] < calls[1]
+
+
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_points_are_trained_on_too(name):
     variant = ganzoo.create(name, **TINY[name], latent=2, batch=16)

@@ -269,7 +269,7 @@ class Trainer:
     def _loss(self, name, due, draw):
         """A player's loss on its share of a batch, with the terms that are due, and what there is to plot."""
         player = self._players[name]
-        with self._autocast():
+        with self._autocast(), self._layers():
             weights = {}
             for network in player.lookahead:
                 params = dict(getattr(self.networks, network).named_parameters())
@@ -297,6 +297,12 @@ class Trainer:
     def _autocast(self):
         dtype = PRECISIONS[self._precision]
         return torch.autocast(self.device.type, dtype) if dtype else contextlib.nullcontext()
+
+    def _layers(self):
+        """Where the layers of eager losses run. On small images calls would cost more than products save."""
+        eager = self.device.type == "cpu" and self._precision == "fp32" and not self._compile
+        large = not self.data.points and min(self.data.shape[-2:]) >= 32
+        return self._ops.layers() if eager and large else contextlib.nullcontext()
 
     def _update(self, name, figures):
         """One step of a player's optimiser with the gradients that are in its parameters."""

@@ -1,5 +1,6 @@
 """The ops that a variant trains with, as one object, so that every variant can also be trained with stock PyTorch."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +15,8 @@ class Ops:
 
     `regularized_scores(critic, x, gamma)` returns the scores and the penalty, which gankernels differentiates in one backward.
     `Adam` and `RMSprop` take torch.optim's arguments, `clip=c` to clip the weights to [−c, c] after the update, and
-    `ema=` with `ema_decay=` to average them; `spectral_norm` takes a whole network and returns it.
+    `ema=` with `ema_decay=` to average them; `spectral_norm` takes a whole network and returns it. Losses are evaluated in a
+    context `layers()` where there is something to gain: on a CPU gankernels has convolutions of fewer products than stock's.
     """
 
     name: str
@@ -24,6 +26,7 @@ class Ops:
     spectral_norm: Callable
     Adam: Callable
     RMSprop: Callable
+    layers: Callable
 
 
 def get_ops(name):
@@ -46,6 +49,7 @@ def get_ops(name):
             gankernels.nn.spectral_norm,
             gankernels.optim.Adam,
             gankernels.optim.RMSprop,
+            gankernels.fast_double_backward,
         )
     if name == "stock":
         from ganzoo.training import stock
@@ -58,5 +62,6 @@ def get_ops(name):
             stock.spectral_norm,
             stock.Adam,
             stock.RMSprop,
+            contextlib.nullcontext,
         )
     raise ArgumentError("ops", "gankernels or stock", repr(name))
