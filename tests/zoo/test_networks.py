@@ -1,7 +1,7 @@
 import pytest
 import torch
 from ganzoo import ArgumentError
-from ganzoo.networks import dcgan, pacgan, r3gan, sngan, toy
+from ganzoo.networks import autoencoder, dcgan, pacgan, r3gan, sngan, toy
 
 import gankernels
 
@@ -65,3 +65,20 @@ def test_a_maxout_unit_is_the_largest_of_its_pieces():
     affine = x @ layer.weight.T + layer.bias
     expected = torch.stack([affine[:, :5].max(1).values, affine[:, 5:].max(1).values], 1)
     torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 8, 8), (3, 32, 32)])
+def test_autoencoders_go_through_a_code_and_neither_end_is_bounded(shape):
+    network, x = autoencoder.Autoencoder(shape, 4, 5), torch.randn(3, *shape)
+    assert network.encoder(x).shape == (3, 5) and network(x).shape == x.shape
+    with torch.no_grad():
+        for half in (network.encoder, network.decoder):
+            half[-1].weight.mul_(1e4), half[-1].bias.fill_(5)
+    assert network.encoder(x).abs().max() > 100 and network(x).abs().max() > 100
+
+
+def test_began_halves_and_doubles_as_its_paper_draws_it():
+    encoder, decoder = autoencoder.Encoder((3, 16, 16), 4, 5), autoencoder.Decoder(5, (3, 16, 16), 4)
+    maps = [layer.out_channels for layer in encoder if isinstance(layer, torch.nn.Conv2d)]
+    assert maps == [4, 4, 4, 8, 8, 8, 12, 12, 12]  # width more at each halving
+    assert all(layer.out_channels == 4 for layer in list(decoder)[:-1] if isinstance(layer, torch.nn.Conv2d))

@@ -4,7 +4,7 @@ from functools import partial
 import torch
 
 from ganzoo.networks import autoencoder
-from ganzoo.options import NotNegative, Positive
+from ganzoo.options import Count, NotNegative, Positive
 from ganzoo.variants.alternating import Alternating
 from ganzoo.variants.base import Networks, Player, register
 
@@ -17,11 +17,12 @@ class BEGAN(Alternating):
     L(v) = E |v − D(v)|, L_D = L(x) − k·L(G(z)), L_G = L(G(z)), k ← clip(k + λ(γL(x) − L(G(z))), 0, 1).
 
     M = L(x) + |γL(x) − L(G(z))| falls as the training converges. z ~ U(−1, 1), and the generator is a decoder like the discriminator's.
-    k moves with the discriminator, by the images that it was shown.
+    k moves with the discriminator, by the images that it was shown. Points in the plane are copied by an autoencoder rather than learnt.
 
     Source: Berthelot, Schumm and Metz (2017), arXiv:1703.10717, section 3.4 and its network.
     """
 
+    width: Count = 8
     gamma: Positive = 0.5
     """γ, the diversity ratio L(G(z))/L(x) that k aims at; lower is sharper and less diverse."""
     k_rate: NotNegative = 1e-3
