@@ -106,7 +106,14 @@ def build():
         extra_compile_args={"cxx": cxx + [f'-DGANKERNELS_BUILT_FOR="{torch.__version__}"']},
     )
     extensions: list[Extension] = [extension(**kernels, extra_compile_args=compile_args), autograd]
-    return dict(ext_modules=extensions, cmdclass={"build_ext": cpp_extension.BuildExtension})
+
+    class BuildExtension(cpp_extension.BuildExtension):
+        def finalize_options(self):
+            super().finalize_options()
+            # pip's is a new one each time; in one that stays, ninja compiles what has changed
+            self.build_temp = str(ROOT / "build" / "objects")
+
+    return dict(ext_modules=extensions, cmdclass={"build_ext": BuildExtension})
 
 
 setup(

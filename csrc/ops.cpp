@@ -31,7 +31,7 @@ STABLE_TORCH_LIBRARY(gankernels, m) {
   m.def("gelu_bwd(Tensor grad, Tensor x, bool tanh_form) -> Tensor");
   m.def("gelu_bwd_bwd(Tensor grad_grad, Tensor grad, Tensor x, bool tanh_form) -> (Tensor, Tensor)");
 
-  // Attention. Kernels: csrc/autograd/attention.cpp
+  // Attention. CPU kernels: csrc/autograd/attention.cpp
   m.def("attention(Tensor q, Tensor k, Tensor v, bool causal, float scale) -> (Tensor, Tensor)");
   m.def(
       "attention_bwd(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor logs, bool causal, float scale)"

@@ -1,6 +1,6 @@
 // softmax(scale q kᵀ) v and its first and second derivative, block of queries by block: the N×N matrix never exists, its
 // blocks are recomputed, and memory stays linear in the number of tokens. Stock kernels do the arithmetic (products of matrices
-// outweigh the rest), on any device; blocks are float32 or float64.
+// outweigh the rest); blocks are float32 or float64. The CPU's: a GPU has the kernels of gankernels/ops/attention.py.
 #include <ATen/ATen.h>
 #include <ATen/ThreadLocalState.h>
 #include <torch/csrc/stable/ops.h>
@@ -262,12 +262,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_bwd_bwd(const Tensor& vq_, 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(gankernels, CPU, m) {
-  m.impl("attention", attention);
-  m.impl("attention_bwd", attention_bwd);
-  m.impl("attention_bwd_bwd", attention_bwd_bwd);
-}
-
-TORCH_LIBRARY_IMPL(gankernels, CUDA, m) {
   m.impl("attention", attention);
   m.impl("attention_bwd", attention_bwd);
   m.impl("attention_bwd_bwd", attention_bwd_bwd);

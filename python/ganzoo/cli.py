@@ -154,19 +154,22 @@ def reproduce_command(
 
 
 def plot_command(
-    what: Annotated[str, Positional, arg(metavar="WHAT")], figures: tuple[str, ...] = (), out: str = "curves.png"
+    what: Annotated[tuple[str, ...], Positional, arg(metavar="WHAT")],
+    figures: tuple[str, ...] = (),
+    out: str = "curves.png",
 ):
-    """Draw a run's curves; or the three games of GAN side by side: loss, slope and variance of the generator's gradient.
+    """Draw a run's curves, or those of several runs over each other; or the three games of GAN side by side: loss, slope and
+    variance of the generator's gradient.
 
     Args:
-        what: The folder of a run, or games for the three games, minimax, non-saturating and maximum-likelihood.
+        what: The folders of runs, or games for the three games, minimax, non-saturating and maximum-likelihood.
         figures: Names of figures, as in metrics.jsonl; all unless given.
-        out: The PNG to write.
+        out: The PNG to write; PDF or SVG for a name that ends so.
     """
     from ganzoo.plots import save_curves, save_games
     from ganzoo.training.monitor import read_metrics
 
-    if what == "games":
+    if what == ("games",):
         from ganzoo.games import compared
 
         if figures:
@@ -175,16 +178,20 @@ def plot_command(
             save_games(out, *compared())
         print(f"Wrote {out}")
         return
-    records = read_metrics(what)
-    if not records:
-        raise Error(f"{what} must be the folder of a run, and has no metrics.jsonl with figures.")
-    known = dict.fromkeys(name for record in records for name in record)
+    if not what:
+        raise Error("plot needs the folders of one or more runs, or games.")
+    records = {run: read_metrics(run) for run in what}
+    for run in what:
+        if not records[run]:
+            raise Error(f"{run} must be the folder of a run, and has no metrics.jsonl with figures.")
+    known = dict.fromkeys(name for run in what for record in records[run] for name in record)
     for name in figures:
         if name not in known:
             raise ArgumentError("figures", f"among {', '.join(list(known)[2:])}", name)
     kept = {"step", *(figures or known)}
     with _writing("out", out):
-        save_curves(out, [{key: record[key] for key in record if key in kept} for record in records], str(what))
+        chosen = {run: [{key: record[key] for key in record if key in kept} for record in records[run]] for run in what}
+        save_curves(out, chosen, title=what[0] if len(what) == 1 else "")
     print(f"Wrote {out}")
 
 
@@ -200,16 +207,17 @@ def _writing(argument, path):
         raise ArgumentError(argument, f"a file that can be written ({error.strerror})", path) from error
 
 
-def resume_command(run: Annotated[str, Positional, arg(metavar="RUN")], steps: int = 0):
+def resume_command(run: Annotated[str, Positional, arg(metavar="RUN")], steps: int = 0, data: str = ""):
     """Go on with a run from its last checkpoint, to the bit on the CPU.
 
     Args:
         run: The folder of the run.
         steps: Generator steps to end at; 0 for those the run was started with.
+        data: Where the run's data are now, if they have moved.
     """
     from ganzoo.training.run import resume
 
-    resume(run, steps)
+    resume(run, steps, data)
 
 
 def _train_command(variant_type):

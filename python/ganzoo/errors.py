@@ -12,6 +12,10 @@ class Error(Exception):
         super().__init__(f"ganzoo: {sentence}")
 
 
+class Stopped(Error):
+    """A run was ended from outside, and can go on."""
+
+
 class ArgumentError(Error, ValueError):
     """An argument is outside what is allowed.
 

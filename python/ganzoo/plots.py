@@ -1,6 +1,8 @@
 """Pictures of a run: grids of samples and curves."""
 
 import io
+import itertools
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -55,7 +57,7 @@ def save_samples(path, samples, columns=8):
     if samples.dim() == 4:
         save_grid(path, samples, columns)
     else:
-        _write_png(path, _figure(samples, within=samples, size=6))
+        _write(path, _figure(samples, within=samples, size=6))
 
 
 def _figure(samples, within, size):
@@ -85,43 +87,48 @@ def _drawn(samples, within, size):
     return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
-def _write_png(path, figure):
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=100)
+def _write(path, figure):
+    content, suffix = io.BytesIO(), Path(path).suffix[1:].lower()
+    kind = suffix if suffix in ("pdf", "svg") else "png"
+    figure.savefig(content, format=kind, dpi=100)
     write_atomically(path, content.getvalue())
 
 
-def save_curves(path, records, title):
-    """Write a run's curves as a PNG: one panel for the losses, one for each other figure, against the generator step.
+def save_curves(path, runs, title=""):
+    """Write the curves of one run, one panel for the losses and one for each other figure against the generator step, or of
+    several runs, with one panel for each figure that any of them has. PNG, or PDF or SVG for a name that ends so.
 
-    `records` are those of `metrics.jsonl`. Points are drawn faintly, their running mean over a twentieth of the run
-    on top.
+    `runs` are the records of `metrics.jsonl` by the run's name. Points are drawn faintly, their running mean over a
+    twentieth of the run on top.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = [
-        name for name in dict.fromkeys(name for record in records for name in record) if name not in ("step", "seconds")
-    ]
-    losses = [name for name in names if name.endswith("_loss")]
-    panels = [losses] + [[name] for name in names if name not in losses]
+    found = dict.fromkeys(name for records in runs.values() for record in records for name in record)
+    names = [name for name in found if name not in ("step", "seconds")]
+    losses = [name for name in names if name.endswith("_loss") and len(runs) == 1]
+    panels = ([losses] if losses else []) + [[name] for name in names if name not in losses]
     figure = Figure(figsize=(8, 2.6 * len(panels)), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title)
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axis, panel in zip(axes, panels):
-        for name in panel:
-            steps = torch.tensor([record["step"] for record in records if name in record])
-            values = torch.tensor([record[name] for record in records if name in record])
-            window = max(1, len(values) // 20)
-            (line,) = axis.plot(steps, values, alpha=0.25, linewidth=0.8)
-            axis.plot(
-                steps[window - 1 :], values.unfold(0, window, 1).mean(1), color=line.get_color(), label=label(name)
-            )
+        for name, (run, records) in itertools.product(panel, runs.items()):
+            points = [(record["step"], record[name]) for record in records if name in record]
+            if points:
+                _draw_curve(axis, *map(torch.tensor, zip(*points)), label(name) if len(runs) == 1 else run)
+        if len(runs) > 1:
+            axis.set_ylabel(label(panel[0]))
         axis.legend(loc="upper right")
         axis.grid(alpha=0.3)
     axes[-1].set_xlabel("generator step")
-    _write_png(path, figure)
+    _write(path, figure)
+
+
+def _draw_curve(axis, steps, values, name):
+    window = max(1, len(values) // 20)
+    (line,) = axis.plot(steps, values, alpha=0.25, linewidth=0.8)
+    axis.plot(steps[window - 1 :], values.unfold(0, window, 1).mean(1), color=line.get_color(), label=name)
 
 
 def save_games(path, probabilities, curves, distances, variances):
@@ -143,7 +150,7 @@ def save_games(path, probabilities, curves, distances, variances):
     for axis in (loss_axis, slope_axis, variance_axis):
         axis.legend()
         axis.grid(alpha=0.3)
-    _write_png(path, figure)
+    _write(path, figure)
 
 
 def label(name):

@@ -21,7 +21,7 @@ ARCHITECTURES = (80, 90, 100)
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 # Triton 3.6, whose assembler keeps two registers on the stack now and then
 OLD = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
-F, B, D = "*fp32", "*bf16", "*fp64"
+F, B, H, D = "*fp32", "*bf16", "*fp16", "*fp64"
 
 
 @pytest.mark.skipif(
@@ -45,20 +45,27 @@ def test_interpreted_in_a_process_of_its_own(family):
 
 # every architecture and dtype with 32-bit sizes, and the sizes of tensors of more than 2^31 elements once
 COMPILED = [(pointer, capability, INT) for pointer in (F, B, D) for capability in ARCHITECTURES] + [(F, 90, "i64")]
+SLOW = [*zip((F, B, D), ARCHITECTURES, (INT, "i64", INT), strict=True), (H, 90, INT)]
 
 
-@pytest.mark.parametrize(("pointer", "capability", "integer"), COMPILED)
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(
+    ("name", "pointer", "capability", "integer"),
+    [(name, *target) for name, kernel in KERNELS.items() for target in (SLOW if kernel.slow else COMPILED)],
+)
 def test_compiles_ahead_of_time(name, pointer, capability, integer, tmp_path):
     kernel = KERNELS[name].kernel
-    constants = {**KERNELS[name].constants, "BLOCK": BLOCK}
+    options = KERNELS[name].launch(pointer)
+    constants = {"BLOCK": BLOCK, **KERNELS[name].constants}
+    constants.update({n: options.pop(n) for n in kernel.arg_names if n in options})
     arguments = [n for n in kernel.arg_names if n not in constants]
     types = [integer if t == INT else t for t in KERNELS[name].arguments(pointer, D if pointer == D else F)]
     signature = dict(zip(arguments, types, strict=True))
     signature.update({n: "constexpr" for n in constants})
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if n in arguments}
     compiled = triton.compile(
-        ASTSource(kernel, signature, constexprs=constants, attrs=aligned), target=GPUTarget("cuda", capability, 32)
+        ASTSource(kernel, signature, constexprs=constants, attrs=aligned),
+        target=GPUTarget("cuda", capability, 32),
+        options=options,
     )
     ptx = compiled.asm["ptx"]
     assert ".local" not in ptx, "an array went to local memory"

@@ -2,6 +2,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import traceback
 
 import pytest
 import torch
@@ -58,6 +59,45 @@ def python():
         )
 
     return start
+
+
+@pytest.fixture
+def forked(tmp_path_factory):
+    """Runs a function in a fork of this process, in which PyTorch is there already; returns its exit status, stdout and stderr."""
+    folder = tmp_path_factory.mktemp("forked")
+
+    def run(function):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            with open(folder / "out", "w") as sys.stdout, open(folder / "err", "w") as sys.stderr:
+                try:
+                    function()
+                    status = 0
+                except SystemExit as ending:
+                    status = ending.code or 0
+                except BaseException:
+                    traceback.print_exc()
+            os._exit(status)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return status, (folder / "out").read_text(), (folder / "err").read_text()
+
+    return run
+
+
+@pytest.fixture
+def forked_command(forked, monkeypatch):
+    """Runs the command line in a fork; returns its stdout."""
+
+    def run(*arguments):
+        from ganzoo import cli
+
+        monkeypatch.setattr(sys, "argv", ["ganzoo", *map(str, arguments)])
+        status, out, errors = forked(cli.main)
+        assert status == 0, errors
+        return out
+
+    return run
 
 
 def same(first, second):

@@ -45,7 +45,9 @@ def test_the_means_over_processes_are_the_values_themselves_when_there_is_one():
     assert distributed.size() == 1 and distributed.rank() == 0
 
 
-def test_a_process_that_dies_ends_the_run_which_can_be_resumed_sampled_and_measured(python, tmp_path, monkeypatch):
+def test_a_process_that_dies_ends_the_run_which_can_be_resumed_sampled_and_measured(
+    python, forked_command, tmp_path, monkeypatch
+):
     options = "--width 2 --latent 4 --batch 4 --save-every 5 --no-tensorboard --compare-blocks 0".split()
     process = python(*TORCHRUN, "-m", "ganzoo", "train", "gan", *options, "--steps", "100000", "--runs", str(tmp_path))
     deadline = time.time() + 100
@@ -63,23 +65,22 @@ def test_a_process_that_dies_ends_the_run_which_can_be_resumed_sampled_and_measu
     ), errors
     steps = load_checkpoint(run)["steps"]
     assert steps >= 5
-    process = python("-m", "ganzoo", "resume", str(run), "--steps", str(steps + 3))
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode == 0, errors
+    forked_command("resume", run, "--steps", steps + 3)
     assert load_checkpoint(run)["steps"] == steps + 3
 
-    drawn, measured = [], []
-    for number, launcher in enumerate(([], TORCHRUN)):
-        out = tmp_path / f"{number}.png"
-        module = ["-m", "--", "ganzoo"] if launcher else ["-m", "ganzoo"]  # else torchrun takes --n for one of its own
-        process = python(*launcher, *module, "sample", str(run), "--n", "600", "--out", str(out))
-        _, errors = process.communicate(timeout=100)
-        assert process.returncode == 0, errors
-        drawn.append(out.read_bytes())
-        monkeypatch.setenv("GANZOO_CACHE", str(tmp_path / f"cache{number}"))
-        process = python(*launcher, *module, "evaluate", str(run), "--n", "600", "--extractor", "pixels")
+    def command_of_two(*arguments):
+        process = python(
+            *TORCHRUN, "-m", "--", "ganzoo", *map(str, arguments)
+        )  # else torchrun takes --n for one of its own
         out, errors = process.communicate(timeout=100)
         assert process.returncode == 0, errors
-        measured.append(out)
+        return out
+
+    drawn, measured = [], []
+    for number, command in enumerate((forked_command, command_of_two)):
+        command("sample", run, "--n", 600, "--out", tmp_path / f"{number}.png")
+        drawn.append((tmp_path / f"{number}.png").read_bytes())
+        monkeypatch.setenv("GANZOO_CACHE", str(tmp_path / f"cache{number}"))
+        measured.append(command("evaluate", run, "--n", 600, "--extractor", "pixels"))
     assert drawn[0] == drawn[1]
     assert measured[0] == measured[1] and len(measured[0].splitlines()) == 7

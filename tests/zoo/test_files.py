@@ -475,6 +475,15 @@ def test_files_that_are_no_images_are_counted(tmp_path, capsys):
     assert capsys.readouterr().err == said
 
 
+def test_images_of_many_sizes_are_told_what_to_do(tmp_path):
+    path = write(tmp_path / "images", {f"{n}.png": encoded(picture(4 + n % 5, 6)) for n in range(20)})
+    assert refusal(path) == (
+        f"the images in {path} have 5 sizes: size=64 (--data-options size=64) scales their shorter side and crops the centre."
+    )
+    assert ganzoo.data.open(str(path), size=4).shape == (3, 4, 4)
+    assert len(ganzoo.data.open(str(path), damaged="skip")) == 4
+
+
 def test_a_pack_is_used_again_until_the_files_change(tmp_path, cache, monkeypatch):
     path = write(tmp_path / "images", {**WHOLE, "cats/bad.png": b""})
     options = dict(store="disk", damaged="skip")

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import re
 
 import pytest
 import torch
@@ -301,13 +302,29 @@ def test_data_of_another_kind_than_a_variant_draws_are_refused():
             return draw.real("b").mean(), {}
 
     with pytest.raises(
-        ganzoo.Error, match="this variant draws single images, and a sample of the data has a, b instead"
+        ganzoo.Error,
+        match="the loss of discriminator draws single images, and a sample of the data has a, b instead",
     ):
         Trainer(Toy(), Paired(points(), points(), "pairs")).step()
-    with pytest.raises(ganzoo.Error, match="this variant draws from a domain b, which the data do not have"):
+    with pytest.raises(ganzoo.Error, match="the loss of generator draws from a domain b, which the data do not have"):
         Trainer(OfTwoDomains(), points()).step()
-    with pytest.raises(ganzoo.Error, match="this variant draws from one data set, and the data are the domains a, b"):
+    with pytest.raises(
+        ganzoo.Error, match="the loss of discriminator draws from one data set, and the data are the domains a, b"
+    ):
         Trainer(Toy(), {"a": points(), "b": points()}).step()
+
+
+@pytest.mark.parametrize("options", [{}, {"compile": "eager"}])
+def test_a_field_that_the_data_lack_is_named_with_the_loss_that_asks_for_it(options):
+    def classes(networks, draw, ops):
+        return draw.batch()["label"].float().mean(), {}
+
+    lazy = {"discriminator": dict(regularizers={"classes": Regularizer(classes)})}
+    sentence = (
+        "ganzoo: the loss of discriminator.classes asks for the field label of points, a sample of which has image."
+    )
+    with pytest.raises(ganzoo.Error, match=f"^{re.escape(sentence)}$"):
+        Trainer(Toy(change=lazy), points(), **options).step()
 
 
 def test_divergence_names_the_step_and_the_term():

@@ -366,7 +366,8 @@ def test_inception_is_not_downloaded(own_cache):
     with pytest.raises(Error) as refused:
         Inception()
     assert str(refused.value) == (
-        f"ganzoo: the weights of the Inception network are missing: put {Inception.URL} into {own_cache / 'weights'}."
+        f"ganzoo: the weights of the Inception network are missing: put {Inception.URL} into {own_cache / 'weights'}, "
+        "or choose another extractor (--extractor pixels)."
     )
 
 

@@ -150,6 +150,7 @@ def test_resume_goes_on_further(ganzoo_command, tmp_path):
             "--device must be cpu, or an accelerator of this machine such as cuda, got 'tpu9'.",
         ),
         ("evaluate no/run", "no/run must be the folder of a run or its generator.safetensors, and there is none."),
+        ("plot", "plot needs the folders of one or more runs, or games."),
         ("plot games --figures k", "--figures must be left out, unless it is a run that is drawn, got k."),
         ("plot no/run", "no/run must be the folder of a run, and has no metrics.jsonl with figures."),
         (
@@ -188,6 +189,8 @@ def test_what_can_be_done_with_a_run(ganzoo_command, tmp_path, monkeypatch):
 
     assert ganzoo_command("plot", run, "--figures", "critic_loss", "--out", "one.png")[0] == 0
     assert Image.open("one.png").size[1] < Image.open(run / "curves.png").size[1]
+    assert ganzoo_command("plot", run, run, "--figures", "critic_loss", "generator_loss", "--out", "both.pdf")[0] == 0
+    assert Path("both.pdf").read_bytes().startswith(b"%PDF")
 
     status, out, _ = ganzoo_command("reproduce", run, "--runs", "again")
     assert status == 0 and out.splitlines()[-1] == "The weights are equal to the bit."
@@ -354,6 +357,46 @@ def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(ganzoo_comma
         f"step 20: {said}"
     )
     assert ganzoo.load(only_run(tmp_path)).steps == 10
+
+
+def test_a_run_and_its_data_can_be_moved(ganzoo_command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("pictures").mkdir()
+    for number in range(16):
+        Image.fromarray(np.full((8, 8), 16 * number, np.uint8)).save(f"pictures/{number}.png")
+    assert ganzoo_command("train", "gan", *QUICK, "--steps", 2, "--data", "pictures")[0] == 0
+    run = only_run("runs").rename("moved")
+    Path("pictures").rename("elsewhere")
+    status, _, err = ganzoo_command("resume", run, "--steps", 4)
+    assert status == 2 and err.startswith("ganzoo: --data must be one of") and err.endswith("got 'pictures'.\n")
+    assert ganzoo_command("resume", run, "--steps", 4, "--data", "elsewhere")[0] == 0
+    assert "ganzoo resume moved\n" in (run / "README.txt").read_text()
+    assert ganzoo_command("resume", run, "--steps", 6)[0] == 0 and ganzoo.load(run).steps == 6
+
+
+def test_a_training_that_fails_before_it_has_figures_leaves_no_folder(ganzoo_command, tmp_path, monkeypatch):
+    step = Trainer.step
+
+    def refused(trainer):
+        if trainer.steps == at:
+            raise ganzoo.Error("this step is refused.")
+        return step(trainer)
+
+    monkeypatch.setattr(Trainer, "step", refused)
+    for at, kept in ((0, 0), (9, 0), (15, 1)):
+        assert ganzoo_command("train", "gan", *QUICK, "--runs", tmp_path)[::2] == (2, "ganzoo: this step is refused.\n")
+        assert len(list(tmp_path.iterdir())) == kept
+
+
+def test_a_run_that_is_told_to_stop_keeps_its_folder(ganzoo_command, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "step", lambda trainer: signal.raise_signal(signal.SIGTERM))
+    status, _, err = ganzoo_command("train", "gan", *QUICK, "--runs", tmp_path)
+    run = only_run(tmp_path)
+    assert (status, err) == (
+        2,
+        f"ganzoo: the run was told to stop, at step 0; `ganzoo resume {run}` goes on from the last checkpoint.\n",
+    )
+    assert load_checkpoint(run)["steps"] == 0
 
 
 def test_monitor_writes_the_curves_as_json_lines(tmp_path):

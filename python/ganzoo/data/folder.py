@@ -375,7 +375,7 @@ def _open(path, options, halves=False):
     if pack and (found := pack.open()):
         return _mapped(path, found, names)
 
-    decoder, whole, damages = _survey(source, names, options, halves)
+    decoder, whole, damages = _survey(path, source, names, options, halves)
     store = options.store or ("memory" if len(whole) * math.prod(decoder.shape) <= MEMORY else "files")
     pixels = None
     if store != "files":
@@ -391,9 +391,9 @@ def _open(path, options, halves=False):
         raise
     other = [name for name, *_ in listing if not name.lower().endswith(ENDINGS)]
     if other:
-        notes.append(
-            f"ganzoo: {path} has {len(other)} files that are not images, {other[0]} being the first; left out."
-        )
+        files = f"{len(other)} files that are" if len(other) > 1 else "a file that is"
+        what = f"images, {other[0]} being the first" if len(other) > 1 else f"an image, {other[0]}"
+        notes.append(f"ganzoo: {path} has {files} not {what}; left out.")
     if pack:
         return _mapped(path, pack.finish(pixels[: len(whole)], {"names": whole, "notes": notes}), names)
     labels, classes = _labels(names, whole)
@@ -411,7 +411,7 @@ def _hidden(name):
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
-def _survey(source, names, options, halves):
+def _survey(path, source, names, options, halves):
     """The decoder for the shape that most images have, the names of those that have it by their headers, and the others
     with their damages."""
     scout = _Decoder(source, None, options, halves)
@@ -427,6 +427,12 @@ def _survey(source, names, options, halves):
         damages |= {name: _Damage(words[channels == 1]) for name, header in fit.items() if header[2] != channels}
         fit = {name: header for name, header in fit.items() if header[2] == channels}
     height = width = options.size
+    sizes = Counter(header[:2] for header in fit.values())
+    if not options.size and options.damaged == "refuse" and max(sizes.values(), default=0) < len(fit) / 2:
+        raise Error(
+            f"the images in {path} have {len(sizes)} sizes: size=64 (--data-options size=64) scales their shorter side "
+            "and crops the centre."
+        )
     if options.size:
         width *= 1 + halves
     else:

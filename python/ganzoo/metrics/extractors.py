@@ -136,7 +136,10 @@ class Inception:
     def __init__(self, device="cpu"):
         file = cache_folder("weights") / Path(self.URL).name
         if not file.exists():
-            raise Error(f"the weights of the Inception network are missing: put {self.URL} into {file.parent}.")
+            raise Error(
+                f"the weights of the Inception network are missing: put {self.URL} into {file.parent}, or choose another "
+                "extractor (--extractor pixels)."
+            )
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError as error:

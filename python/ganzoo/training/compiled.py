@@ -33,4 +33,5 @@ class CompiledLoss:
                 self._requests = noted.requests
                 draw.go_back(mark)
             values = [getattr(draw, method)(*args, **options) for method, args, options in self._requests]
-            return self._compiled(networks, values, ops)
+            plain = [dict(value) if isinstance(value, dict) else value for value in values]
+            return self._compiled(networks, plain, ops)

@@ -33,6 +33,9 @@ def join(device):
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     if not dist.is_initialized():
+        # a default of its functions is the group that there is at its import, which would then never let go of its threads
+        from torch.distributed.nn import functional  # noqa: F401
+
         dist.init_process_group("nccl" if kind == "cuda" else "gloo")
     return device
 

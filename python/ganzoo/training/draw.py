@@ -72,11 +72,24 @@ class Order:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
+class Sample(dict):
+    """The fields of a batch by name. One that it does not have is named in a sentence, with who `asks` for it."""
+
+    def __init__(self, fields, asks, data):
+        super().__init__(fields)
+        self._asks, self._data = asks, data
+
+    def __missing__(self, field):
+        raise Error(
+            f"{self._asks} asks for the field {field} of {self._data}, a sample of which has {', '.join(self)}."
+        )
+
+
 class Source:
     """Batches of a data set by position, those of sets outside of memory fetched ahead in a thread."""
 
     def __init__(self, data, seed):
-        self._data, self._order = data, Order(len(data), seed)
+        self.name, self._data, self._order = data.name, data, Order(len(data), seed)
         self._thread = None if isinstance(data, Tensors) else ThreadPoolExecutor(1, "ganzoo-fetch")
         self._coming = {}
 
@@ -107,7 +120,7 @@ class Draw:
         self._main = next(iter(sources))
         self._generator = torch.Generator(device)
         self.positions = dict.fromkeys(sources, 0)
-        self.step = 0
+        self.step, self.asks = 0, "this variant"  # who draws, as the subject of a sentence
         self._share, self._shares, self._update = 0, 1, None
 
     def begin(self, update, share=0, shares=1):
@@ -136,22 +149,22 @@ class Draw:
         """`count` samples, `batch` unless given, of the data or of one of its domains: a dict of fields."""
         if domain is None and len(self.positions) > 1:
             raise Error(
-                f"this variant draws from one data set, and the data are the domains {', '.join(self.positions)}."
+                f"{self.asks} draws from one data set, and the data are the domains {', '.join(self.positions)}."
             )
         domain = self._main if domain is None else domain
         if domain not in self.positions:
-            raise Error(f"this variant draws from a domain {domain}, which the data do not have.")
+            raise Error(f"{self.asks} draws from a domain {domain}, which the data do not have.")
         count = self._variant.batch if count is None else count
         size, position = count // self._shares, self.positions[domain]
         self.positions[domain] = position + count
-        start = position + self._share * size
-        return self._sources[domain].fetch(start, start + size, count)
+        start, source = position + self._share * size, self._sources[domain]
+        return Sample(source.fetch(start, start + size, count), self.asks, source.name)
 
     def real(self, domain=None, count=None):
         """The same samples' images alone, (count, ...)."""
         batch = self.batch(domain, count)
         if "image" not in batch:
-            raise Error(f"this variant draws single images, and a sample of the data has {', '.join(batch)} instead.")
+            raise Error(f"{self.asks} draws single images, and a sample of the data has {', '.join(batch)} instead.")
         return batch["image"]
 
     def latents(self, count=None):

@@ -280,14 +280,16 @@ class Trainer:
                 weights |= unrolled(
                     self.networks, self._players[other], optimizer, names, params, count, draw, self._ops
                 )
-            loss, figures = self._evaluate(self._losses[name], weights, draw)
+            loss, figures = self._evaluate(name, weights, draw)
             for key in due:
-                value, beside = self._evaluate(self._losses[f"{name}.{key}"], weights, draw)
+                value, beside = self._evaluate(f"{name}.{key}", weights, draw)
                 loss = loss + player.regularizers[key].every * value
                 figures = {**figures, key: value, **beside}
         return loss, figures
 
-    def _evaluate(self, loss, weights, draw):
+    def _evaluate(self, name, weights, draw):
+        """The loss of that name, with other weights in place of the networks' own where there are any."""
+        loss, self._draw.asks = self._losses[name], f"the loss of {name}"
         if weights:
             return functional_call(self.networks, weights, (loss, draw, self._ops))
         return loss(self.networks, draw, self._ops)

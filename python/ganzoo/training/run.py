@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import platform
+import shutil
 import signal
 import time
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import gankernels
 import torch
 
 import ganzoo.data
-from ganzoo.errors import ArgumentError, Error, program
+from ganzoo.errors import ArgumentError, Error, Stopped, program
 from ganzoo.files import sweep, write_atomically
 from ganzoo.metrics.digits import DigitJudge
 from ganzoo.options import Checked, Count, CountOrZero
@@ -24,7 +25,7 @@ from ganzoo.training.compare import compare_speed, speed_line
 from ganzoo.training.draw import check_seed
 from ganzoo.training.health import Diverged, Health, alarms
 from ganzoo.training.loop import PRECISIONS, Trainer, as_device
-from ganzoo.training.monitor import Monitor, Silent
+from ganzoo.training.monitor import Monitor, Silent, read_metrics
 from ganzoo.variants.base import create_saved
 
 LOG_EVERY = 10
@@ -119,7 +120,7 @@ def open_data(options):
 
 
 def train(variant, options, command):
-    """Train a variant in a new run folder, which it returns."""
+    """Train a variant in a new run folder, which it returns. A training that fails before it has any figures leaves none."""
     variant.check()
     options.check()
     trainer = _trainer(variant, options)
@@ -132,19 +133,30 @@ def train(variant, options, command):
             "command": command,
             "versions": versions(),
         }
-        write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
-        words = dict(
-            variant=variant.name,
-            data=options.data,
-            command=command,
-            program=program(),
-            folder=folder,
-            log_every=LOG_EVERY,
-        )
-        write_atomically(folder / "README.txt", README.format(**words).encode())
+        _describe(folder, config)
         save_checkpoint(folder, trainer)
-    _carry_out(folder, trainer, options)
+    try:
+        _carry_out(folder, trainer, options)
+    except Exception as error:
+        explained = isinstance(error, (Diverged, Stopped)) or read_metrics(folder)
+        if distributed.rank() == 0 and not explained:
+            shutil.rmtree(folder)
+        raise
     return folder
+
+
+def _describe(folder, config):
+    """Write a run's `config.json`, and its `README.txt` with the folder as it is called now."""
+    write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
+    words = dict(
+        variant=config["variant"],
+        data=config["run"]["data"],
+        command=config["command"],
+        program=program(),
+        folder=folder,
+        log_every=LOG_EVERY,
+    )
+    write_atomically(folder / "README.txt", README.format(**words).encode())
 
 
 def read_config(folder):
@@ -157,9 +169,9 @@ def read_config(folder):
     return variant, options, config
 
 
-def resume(folder, steps=0):
-    """Go on with a run from its last checkpoint, to `steps` or, when that is 0, to the step it was to end at.
-    Returns the folder.
+def resume(folder, steps=0, data=""):
+    """Go on with a run from its last checkpoint, to `steps` or, when that is 0, to the step it was to end at. `data` is where
+    its data are now, if they have moved. Returns the folder.
 
     Raises `Error` where the folder is not a run's, its files are damaged, or nothing is left to do.
     """
@@ -167,9 +179,10 @@ def resume(folder, steps=0):
     state = load_checkpoint(folder)
     variant, options, config = read_config(folder)
     options.data_options = tuple(options.data_options)
+    options.data = config["run"]["data"] = data or options.data
     options.check()
     if steps:
-        variant.steps = steps
+        variant.steps = config["options"]["steps"] = steps
         variant.check()
     if state["steps"] >= variant.steps:
         raise ArgumentError("steps", f"above the {state['steps']} that {folder} has", variant.steps)
@@ -177,9 +190,7 @@ def resume(folder, steps=0):
     trainer.load_state_dict(state)
     if distributed.rank() == 0:
         sweep(folder)
-        if steps:
-            config["options"]["steps"] = steps
-            write_atomically(folder / "config.json", json.dumps(config, indent=2).encode())
+        _describe(folder, config)
     _carry_out(folder, trainer, options)
     return folder
 
@@ -212,23 +223,23 @@ def _new_folder(options, variant):
     raise Error(f"{options.runs} has 999 runs named {name}.")
 
 
-class _Stopped(Exception):
+class _Terminated(Exception):
     """SIGTERM, which torchrun sends to the processes that are left when one has died, and batch systems before they kill."""
 
 
 def _carry_out(folder, trainer, options):
     def stop(*_):
-        raise _Stopped
+        raise _Terminated
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
         seconds = _train(folder, trainer, options)
         judged = _judged_samples(trainer) if options.data == "digits" else None
-    except (_Stopped, RuntimeError) as error:
-        if not (isinstance(error, _Stopped) or distributed.lost(error)):
+    except (_Terminated, RuntimeError) as error:
+        if not (isinstance(error, _Terminated) or distributed.lost(error)):
             raise
         cause = "another process of the run ended" if distributed.size() > 1 else "the run was told to stop"
-        raise Error(
+        raise Stopped(
             f"{cause}, at step {trainer.steps}; `{program()} resume {folder}` goes on from the last checkpoint."
         ) from error
     finally:
@@ -264,7 +275,7 @@ def _train(folder, trainer, options):
                     if trainer.steps == last or time.perf_counter() - drawn > CURVES_EVERY:
                         drawn = time.perf_counter()
                         title = f"{trainer.variant.name} on {trainer.data.name}"
-                        save_curves(folder / "curves.png", monitor.records, title)
+                        save_curves(folder / "curves.png", {"": monitor.records}, title)
                     saver.save(trainer)
         return monitor.seconds()
 
@@ -298,9 +309,7 @@ def _sum_up(folder, trainer, options, seconds, judged):
     if judged:
         summary["digits"] = _judge(*judged)
     if options.compare_blocks and distributed.size() == 1:
-        summary["speed"] = compare_speed(
-            variant, open_data(options), device=options.device, blocks=options.compare_blocks
-        )
+        summary["speed"] = compare_speed(variant, trainer.sources, device=options.device, blocks=options.compare_blocks)
     write_atomically(folder / "summary.json", json.dumps(summary, indent=2).encode())
     if "speed" in summary:
         print(speed_line(summary["speed"]))

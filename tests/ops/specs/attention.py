@@ -1,19 +1,24 @@
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
 import gankernels as gk
+from gankernels.ops import attention
 
-from .spec import Spec, randn
+from .spec import INT, Kernel, Spec, randn
 
 _op = torch.ops.gankernels
+_BYTES = {"*fp64": 8, "*fp32": 4, "*bf16": 2, "*fp16": 2}
 
-# Batch and heads, tokens, features. More than one block of queries, several heads to a block, one token, one feature, none.
+# Batch and heads, tokens, features. More than one block of queries, more tokens than a GPU's program takes
+# at once, several heads to a block, one token, one feature, none.
 _SHAPES = {
     "odd": (3, 5, 4),
     "one": (2, 1, 3),
     "feature": (2, 7, 1),
     "large": (2, 2100, 3),
-    "many": (65, 9, 6),
+    "many": (2, 20, 6),
     "empty": (0, 3, 4),
 }
 
@@ -32,7 +37,15 @@ def _inputs(causal, grads):
         keys, values = (batch, count, features), (batch, count, wide)
         q, k, v, grad = (randn(s, dtype, device) for s in (shape, keys, values, (batch, tokens, wide)))
         second = tuple(randn(s, dtype, device) for s in (shape, keys, values))
-        return *(() if grads < 2 else second), *(() if grads < 1 else (grad,)), q, k, v, causal, 0.3
+        return (
+            *(() if grads < 2 else second),
+            *(() if grads < 1 else (grad,)),
+            q,
+            k,
+            v,
+            causal,
+            0.3,
+        )
 
     return inputs
 
@@ -41,11 +54,11 @@ def _attention(q, k, v, causal, scale):
     return _op.attention(q, k, v, causal, scale)[0]
 
 
-def _bwd(grad, q, k, v, causal, scale):
+def _bwd(grad, q, k, v, causal, scale, forward=_op.attention, backward=_op.attention_bwd):
     """With what the forward of these q, k and v gave."""
     with torch.no_grad():
-        given = _op.attention(q, k, v, causal, scale)
-    return _op.attention_bwd(grad, q, k, v, *given, causal, scale)
+        given = forward(q, k, v, causal, scale)
+    return backward(grad, q, k, v, *given, causal, scale)
 
 
 def _bwd_reference(grad, q, k, v, causal, scale):
@@ -102,3 +115,28 @@ SPECS = [
              outputs=(0, 1, 2, 3), stock_products=True, shapes=_SHAPES),
     )
 ]  # fmt: skip
+
+LAUNCHERS = {
+    "attention": lambda *args: attention._attention_triton(*args)[0],
+    "attention_bwd": partial(_bwd, forward=attention._attention_triton, backward=attention._attention_bwd_triton),
+    "attention_bwd_bwd": attention._attention_bwd_bwd_triton,
+}
+
+KERNELS = {
+    f"attention{suffix}": Kernel(
+        getattr(attention, f"attention{suffix}_kernel"),
+        lambda t, a, given=given, rows=rows, made=made: (*[t] * given, *[a] * rows, *[t] * made, INT, INT),
+        {"SCALE": 0.25, "CAUSAL": True},
+        streams=False,  # tiles go to shared memory
+        launch=lambda t, second="bwd_bwd" in suffix: attention.launch_options(_BYTES[t], 16, 16, second),
+        slow=True,
+    )
+    for suffix, given, rows, made in (
+        ("", 4, 1, 0),
+        ("_bwd_queries", 5, 2, 1),
+        ("_bwd_keys", 4, 2, 2),
+        ("_bwd_bwd_means", 7, 4, 0),
+        ("_bwd_bwd_queries", 7, 4, 2),
+        ("_bwd_bwd_keys", 7, 4, 2),
+    )
+}

@@ -97,3 +97,5 @@ class Kernel:
     arguments: Callable
     constants: dict = field(default_factory=dict)
     streams: bool = True
+    launch: Callable = lambda t: {}
+    slow: bool = False
