@@ -527,12 +527,16 @@ MINIMAL_FILTERING = [
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("taps, stride, padding, transposed, samples, channels, outputs, size, output_padding", MINIMAL_FILTERING)
+@pytest.mark.parametrize(
+    "taps, stride, padding, transposed, samples, channels, outputs, size, output_padding", MINIMAL_FILTERING
+)
 def test_minimal_filtering(taps, stride, padding, transposed, samples, channels, outputs, size, output_padding, layout):
     convolution = F.conv_transpose2d if transposed else F.conv2d
     options = dict(stride=stride, padding=padding) | (dict(output_padding=output_padding) if transposed else {})
     x = torch.randn(samples, channels, *size).to(memory_format=layout)
-    weight = torch.randn(*((channels, outputs) if transposed else (outputs, channels)), taps, taps).to(memory_format=layout)
+    weight = torch.randn(*((channels, outputs) if transposed else (outputs, channels)), taps, taps).to(
+        memory_format=layout
+    )
     g, dx, dw = torch.randn_like(convolution(x, weight, **options)), torch.randn_like(x), torch.randn_like(weight)
     wide = torch.randn(samples, channels, size[0], 2 * size[1])[..., ::2].copy_(x)
     tensors = (x, weight, torch.randn(outputs), g, dx, dw)
