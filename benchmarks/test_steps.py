@@ -8,6 +8,7 @@ each side's own. Stock's optimiser is its fastest, fused where there is one.
 import copy
 import dataclasses
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -94,9 +95,9 @@ def path_length_loss(penalty, generator, z, noise):
 class Side:
     """One variant's own copy of the trained network, with its optimiser."""
 
-    def __init__(self, critic, loss, optimizer, compiled):
+    def __init__(self, critic, loss, optimizer, layers, compiled):
         self.critic, self.params = critic, [p for p in critic.parameters() if p.requires_grad]
-        self.loss, self.optimizer, self.compiled = loss, optimizer(self.params), compiled
+        self.loss, self.optimizer, self.layers, self.compiled = loss, optimizer(self.params), layers, compiled
         self.gradients = torch.compile(self._gradients, fullgraph=True) if compiled else None
 
     def _gradients(self, *given):
@@ -111,7 +112,9 @@ class Side:
                     param.grad = grad
         else:
             self.optimizer.zero_grad()
-            self.loss(self.critic, *given).backward()
+            with self.layers():
+                loss = self.loss(self.critic, *given)
+            loss.backward()
         self.optimizer.step()
 
 
@@ -199,7 +202,8 @@ def prepare(device, step, names):
         critic.load_state_dict(normalized.state_dict())
         which = 0 if ours else 1
         loss = partial(this.loss, this.penalties[which])
-        return Side(critic.to(dtype), loss, this.optimizers[which], name.endswith("_compiled"))
+        layers = gk.fast_double_backward if ours and this.images[-1] >= 32 else nullcontext  # as ganzoo trains
+        return Side(critic.to(dtype), loss, this.optimizers[which], layers, name.endswith("_compiled"))
 
     def gradients(name, dtype=torch.float32):
         fresh = side(name, dtype)

@@ -14,8 +14,8 @@ namespace {
 
 using at::Tensor;
 
-// Elements of a block: few enough for the cache; on a GPU so many that launches, a handful for each block, do not outweigh them.
-int64_t block_size(const Tensor& t) { return t.is_cpu() ? 1 << 18 : 1 << 24; }
+// Elements of a block: few enough for the cache.
+constexpr int64_t kBlock = 1 << 18;
 
 void check(const char* op, const Tensor& q, const Tensor& k, const Tensor& v) {
   TORCH_CHECK(q.dim() == 3 && k.dim() == 3 && v.dim() == 3 && q.size(0) == k.size(0) && q.size(0) == v.size(0) &&
@@ -47,12 +47,9 @@ struct Block {
   // P = softmax(q kᵀ), q scaled already
   Tensor probabilities(const Tensor& q, const Tensor& k) const {
     Tensor scores = at::bmm(of_queries(q), of_keys(k).mT());
-    mask(scores);
-    return at::_softmax(scores, -1, false);
-  }
-  void mask(Tensor& scores) const {
     if (causal)
       scores.masked_fill_(at::ones({queries, keys}, scores.options().dtype(at::kBool)).triu_(query + 1), -INFINITY);
+    return at::_softmax(scores, -1, false);
   }
 };
 
@@ -72,7 +69,7 @@ void for_each_block(int64_t first, int64_t last, const Tensor& q, const Tensor& 
 
 template <class Body>
 void for_each_block(const Tensor& q, const Tensor& k, bool causal, const Body& body) {
-  for_each_block(0, q.size(0), q, k, causal, block_size(q), body);
+  for_each_block(0, q.size(0), q, k, causal, kBlock, body);
 }
 
 // A batch of one head each: then every result of stock's is contiguous. Its kernels take a token's features to be dense.
@@ -82,7 +79,7 @@ Tensor one_head(const Tensor& t) { return (t.stride(2) == 1 ? t : t.contiguous()
 // numbers: what has a sum that is not finite goes block by block.
 bool goes_to_stock(const Tensor& q, const Tensor& k, const Tensor& v) {
   const auto sum = [](const Tensor& t) { return t.sum(t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat); };
-  return q.is_cpu() && q.size(2) == v.size(2) && q.numel() > 0 && k.numel() > 0 && at::isfinite(sum(q) + sum(k)).item<bool>();
+  return q.size(2) == v.size(2) && q.numel() > 0 && k.numel() > 0 && at::isfinite(sum(q) + sum(k)).item<bool>();
 }
 
 // Also the logarithm of each query's sum of exponentials where stock's kernel gave it, else infinity.
@@ -108,8 +105,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_bwd(const Tensor& grad_, const Tens
   for (const auto& [name, t] : {std::pair<const char*, const Tensor&>{"grad", grad_}, {"out", out}})
     check_like("attention_bwd", name, t, {q_.size(0), q_.size(1), v_.size(2)});
   check_like("attention_bwd", "logs", logs, {q_.size(0), q_.size(1)});
-  const bool by_stock =
-      q_.is_cpu() && q_.size(2) == v_.size(2) && logs.numel() > 0 && at::isfinite(logs.sum()).item<bool>();
+  const bool by_stock = q_.size(2) == v_.size(2) && logs.numel() > 0 && at::isfinite(logs.sum()).item<bool>();
   if (by_stock) {
     const auto [dq, dk, dv] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
         one_head(grad_), one_head(q_), one_head(k_), one_head(v_), one_head(out), logs.contiguous().unsqueeze(1), 0., causal, std::nullopt, scale);
@@ -177,37 +173,26 @@ GK_MULTIVERSION void differentiate_row(T* s, T* a, T* t, T* u, int64_t seen, int
   for (T* row : {s, a, t, u}) std::fill(row + seen, row + std::max(seen, keys), T(0));
 }
 
-// The same of a block, by the op's own loops on the CPU, where reading a block again and again would take as long as its products.
+// The same of a block, in one pass: to read it again and again would take as long as its products.
 void differentiate_rows(const Block& b, Tensor& s, Tensor& a, Tensor& t, Tensor& u) {
-  if (s.is_cpu()) {
-    AT_DISPATCH_FLOATING_TYPES(s.scalar_type(), "attention_bwd_bwd", [&] {
-      scalar_t *const of_s = s.mutable_data_ptr<scalar_t>(), *const of_a = a.mutable_data_ptr<scalar_t>(),
-               *const of_t = t.mutable_data_ptr<scalar_t>(), *const of_u = u.mutable_data_ptr<scalar_t>();
-      const int64_t line = s.stride(1);
-      torch::stable::parallel_for(0, b.heads * b.queries, 16, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          const int64_t seen = b.causal ? std::min(b.keys, b.query + i % b.queries + 1) : b.keys;
-          differentiate_row(of_s + i * line, of_a + i * line, of_t + i * line, of_u + i * line, seen, b.keys);
-        }
-      });
+  AT_DISPATCH_FLOATING_TYPES(s.scalar_type(), "attention_bwd_bwd", [&] {
+    scalar_t *const of_s = s.mutable_data_ptr<scalar_t>(), *const of_a = a.mutable_data_ptr<scalar_t>(),
+             *const of_t = t.mutable_data_ptr<scalar_t>(), *const of_u = u.mutable_data_ptr<scalar_t>();
+    const int64_t line = s.stride(1);
+    torch::stable::parallel_for(0, b.heads * b.queries, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t seen = b.causal ? std::min(b.keys, b.query + i % b.queries + 1) : b.keys;
+        differentiate_row(of_s + i * line, of_a + i * line, of_t + i * line, of_u + i * line, seen, b.keys);
+      }
     });
-    return;
-  }
-  b.mask(s);
-  s = at::_softmax(s, -1, false);
-  const auto centre = [&](Tensor& x) { x.sub_(at::mul(s, x).sum(-1, true)); };
-  centre(a);
-  centre(t);
-  u.addcmul_(a, t);
-  centre(u);
-  for (Tensor* x : {&a, &t, &u}) x->mul_(s);
+  });
 }
 
 // vq, vk and vv arrive at the gradients in q, k and v; returns the gradients in grad, q, k and v. With S the scores, P the
 // probabilities, A = g vᵀ, T = scale (vq kᵀ + q vkᵀ) and the bars means under P, row by row:
 //   dg = P(T - T̄) v + P vv,   dv = (P(T - T̄))ᵀ g,   dS = softmax' of (T - T̄)(A - Ā) + g vvᵀ,
-// and P(A - Ā), the gradient at S in the first derivative, is the one at T. On the CPU threads take heads of their own where there are
-// enough of them.
+// and P(A - Ā), the gradient at S in the first derivative, is the one at T. Threads take heads of their own where there are enough
+// of them.
 std::tuple<Tensor, Tensor, Tensor, Tensor> attention_bwd_bwd(const Tensor& vq_, const Tensor& vk_, const Tensor& vv_,
                                                              const Tensor& grad_, const Tensor& q_, const Tensor& k_,
                                                              const Tensor& v_, bool causal, double scale) {
@@ -223,9 +208,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_bwd_bwd(const Tensor& vq_, 
   const Tensor vq_q = at::cat({vq, q}, 2), k_vk = at::cat({k, vk}, 2);
   Tensor dg = zeros(g), dq = zeros(q), dk = zeros(k), dv = zeros(v);
 
-  const int64_t batch = q.size(0), keys = k.size(1), threads = q.is_cpu() ? torch::stable::get_num_threads() : 1;
+  const int64_t batch = q.size(0), keys = k.size(1), threads = torch::stable::get_num_threads();
   const int64_t parts = batch >= threads ? threads : 1;
-  const int64_t size = q.is_cpu() ? block_size(q) / 2 * threads / parts : block_size(q);
+  const int64_t size = kBlock / 2 * threads / parts;
   // allocated here, since threads would not keep their pages; lines of whole lanes, for differentiate_row
   const int64_t line = (keys + 31) / 32 * 32, most = std::max<int64_t>(size / std::max<int64_t>(keys, 1), 1);
   const int64_t rows = std::min(most, (batch + parts - 1) / parts * q.size(1));
