@@ -179,7 +179,11 @@ GK_INLINE void planes_of_pixels(const float* from, int64_t count, float* planes,
 // Matrix products.
 // ---------------------------------------------------------------------------------------------------------------------
 
-// c[m, n] (+)= Σ_k a[m, k] b[k, n] for kUnit rows m and kPanel columns n. Either a's rows lie side by side in memory, or its columns.
+// A sum of so many products is added to those before: over a thousand channels one long sum would round several times as much.
+constexpr int64_t kRun = 128;
+
+// c[m, n] (+)= Σ_k a[m, k] b[k, n] for kUnit rows m and kPanel columns n, k from 1. Either a's rows lie side by side in memory, or its
+// columns.
 template <int kBytes, bool kColumns, bool kAdd>
 GK_INLINE void multiply_unit(const float* a, int64_t a_line, const float* b, int64_t b_line, int64_t depth, float* c, int64_t c_line) {
   using Register = register_of<float, kBytes>;
@@ -187,23 +191,25 @@ GK_INLINE void multiply_unit(const float* a, int64_t a_line, const float* b, int
   constexpr int lanes = kBytes / 4, rows = kBytes == 64 ? kUnit : kUnit / 2, columns = 2;
   for (int m = 0; m < kUnit; m += rows)
     for (int n = 0; n < kPanel; n += columns * lanes) {
-      Register sums[rows][columns] = {};
       const float* from[rows];
       for (int i = 0; i < rows; ++i) from[i] = a + (m + i) * (kColumns ? 1 : a_line);
       const float* right = b + n;
-      for (int64_t k = 0; k < depth; ++k, right += b_line) {
-        Register r[columns];
-        for (int j = 0; j < columns; ++j) r[j] = *reinterpret_cast<const Loose*>(right + j * lanes);
-        for (int i = 0; i < rows; ++i) {
-          const float left = kColumns ? from[0][k * a_line + i] : from[i][k];
-          for (int j = 0; j < columns; ++j) sums[i][j] += left * r[j];
+      for (int64_t k = 0, end = 0; k < depth;) {
+        Register sums[rows][columns] = {};
+        for (end = std::min(depth, end + kRun); k < end; ++k, right += b_line) {
+          Register r[columns];
+          for (int j = 0; j < columns; ++j) r[j] = *reinterpret_cast<const Loose*>(right + j * lanes);
+          for (int i = 0; i < rows; ++i) {
+            const float left = kColumns ? from[0][k * a_line + i] : from[i][k];
+            for (int j = 0; j < columns; ++j) sums[i][j] += left * r[j];
+          }
         }
+        for (int i = 0; i < rows; ++i)
+          for (int j = 0; j < columns; ++j) {
+            Loose& out = *reinterpret_cast<Loose*>(c + (m + i) * c_line + n + j * lanes);
+            out = kAdd || end > kRun ? out + sums[i][j] : sums[i][j];
+          }
       }
-      for (int i = 0; i < rows; ++i)
-        for (int j = 0; j < columns; ++j) {
-          Loose& out = *reinterpret_cast<Loose*>(c + (m + i) * c_line + n + j * lanes);
-          out = kAdd ? out + sums[i][j] : sums[i][j];
-        }
     }
 }
 
