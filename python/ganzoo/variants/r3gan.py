@@ -1,15 +1,15 @@
 from dataclasses import dataclass
-from functools import partial
 
 from ganzoo.networks import r3gan, toy
 from ganzoo.objectives import relativistic_discriminator, relativistic_generator
-from ganzoo.options import Betas, Count, Decay, NotNegative, Positive
-from ganzoo.variants.base import Networks, Player, Variant, register
+from ganzoo.options import Betas, NotNegative, Positive
+from ganzoo.variants.alternating import Alternating
+from ganzoo.variants.base import Networks, register
 
 
 @register("r3gan")
 @dataclass
-class R3GAN(Variant):
+class R3GAN(Alternating):
     """R3GAN: the relativistic pairing game with both zero-centred penalties, on residual networks without normalisation.
 
     L_D = E softplus(ℓ(G(z)) − ℓ(x)) + γ/2 E ‖∇ℓ(x)‖² + γ/2 E ‖∇ℓ(G(z))‖², L_G = E softplus(ℓ(x) − ℓ(G(z))).
@@ -18,9 +18,6 @@ class R3GAN(Variant):
     learning rate, β₂ and EMA over its first images; here they stand still.
     """
 
-    adversary = "discriminator"
-    steps: Count = 3000
-    ema: Decay = 0.99
     gamma: NotNegative = 1.0
     """γ, the weight of R1 and of R2."""
     lr: Positive = 1e-3
@@ -43,16 +40,6 @@ class R3GAN(Variant):
     def generator_loss(self, networks, draw, ops):
         real, fake = networks.discriminator(draw.real()), networks.discriminator(networks.generator(draw.latents()))
         return relativistic_generator(real, fake), {}
-
-    def players(self, ops):
-        adam = partial(ops.Adam, lr=self.lr, betas=self.betas)
-        return {
-            "discriminator": Player(("discriminator",), self.discriminator_loss, adam),
-            "generator": Player(("generator",), self.generator_loss, adam, ema=self.ema),
-        }
-
-    def schedule(self, step):
-        return ["discriminator", "generator"]
 
     def sample(self, networks, latents, labels=None):
         samples = networks.generator(latents)

@@ -1,15 +1,15 @@
 from dataclasses import dataclass
-from functools import partial
 
 from ganzoo.networks import sngan, toy
 from ganzoo.objectives import hinge_discriminator, hinge_generator
-from ganzoo.options import Betas, Count, Decay, Positive
-from ganzoo.variants.base import Networks, Player, Variant, register
+from ganzoo.options import Betas, Count, Positive
+from ganzoo.variants.alternating import Alternating
+from ganzoo.variants.base import Networks, register
 
 
 @register("sngan")
 @dataclass
-class SNGAN(Variant):
+class SNGAN(Alternating):
     """SN-GAN: every weight of the discriminator divided by its largest singular value, under the hinge loss.
 
     L_D = E max(0, 1 − ℓ(x)) + E max(0, 1 + ℓ(G(z))), L_G = −E ℓ(G(z)),
@@ -18,10 +18,8 @@ class SNGAN(Variant):
     Source: Miyato et al. (2018), arXiv:1802.05957, algorithm 1 and eqs. 16 and 17.
     """
 
-    adversary = "discriminator"
     steps: Count = 1500
     width: Count = 8
-    ema: Decay = 0.99
     discriminator_steps: Count = 5
     """Discriminator updates per generator step."""
     lr: Positive = 1e-3
@@ -42,13 +40,6 @@ class SNGAN(Variant):
 
     def generator_loss(self, networks, draw, ops):
         return hinge_generator(networks.discriminator(networks.generator(draw.latents()))), {}
-
-    def players(self, ops):
-        adam = partial(ops.Adam, lr=self.lr, betas=self.betas)
-        return {
-            "discriminator": Player(("discriminator",), self.discriminator_loss, adam),
-            "generator": Player(("generator",), self.generator_loss, adam, ema=self.ema),
-        }
 
     def schedule(self, step):
         return ["discriminator"] * self.discriminator_steps + ["generator"]
