@@ -45,7 +45,7 @@ def sample_command(
     if n < 1:
         raise ArgumentError("n", "at least 1", n)
     distributed.join("cpu")
-    images = load(run).sample(n, seed=seed)
+    images = load(run).show(n, seed=seed)
     if distributed.rank() == 0:
         with _writing("out", out):
             save_samples(out, images)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import traceback
 
+import ganzoo
 import pytest
 import torch
 from ganzoo.data.digits import digits
@@ -28,8 +29,15 @@ TINY = {
     "reg-gan": dict(width=4),
     "mdgan": dict(width=4),
     "loss-sensitive": dict(width=4),
+    "pix2pix": dict(width=2),
 }
 """Options that make each variant quick, and visit both phases of WGAN's schedule within a few steps."""
+
+PAIRS = ("glyphs", "form=paired", "size=16")
+DATA = {"pix2pix": PAIRS}
+"""What those train on that are not for digits: a word and options, as on the command line."""
+IMAGES_ONLY = {"pix2pix"}
+"""Those that points in the plane are nothing for."""
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +53,16 @@ def images():
 @pytest.fixture(params=sorted(TINY))
 def tiny(request):
     """Each variant in turn, small."""
-    return create(request.param, **TINY[request.param], latent=8, batch=16)
+    return create(request.param, **{"latent": 8, "batch": 16, **TINY[request.param]})
+
+
+@pytest.fixture
+def tiny_data(tiny, images):
+    """What the variant in turn trains on."""
+    if tiny.name not in DATA:
+        return images
+    word, *options = DATA[tiny.name]
+    return ganzoo.data.open(word, **dict(option.split("=") for option in options))
 
 
 @pytest.fixture(scope="session")

@@ -113,6 +113,10 @@ class Generator:
         generator, all classes in turn unless given."""
         return draw_samples(self.variant, self.data, self.networks, n, seed, labels=labels)
 
+    def show(self, n, seed=0, labels=None):
+        """The same for a picture: beside samples that were made from images, those images."""
+        return draw_samples(self.variant, self.data, self.networks, n, seed, labels=labels, show=True)
+
     @torch.no_grad()
     def interpolate(self, between=2, frames=9, *, space="z", path="slerp", seed=0, label=0):
         """Images along the way from each of `between` latents to the next, `frames` of them with both ends, which

@@ -106,6 +106,7 @@ class Trainer:
         distributed.check_shares(variant, self._shares)
         self.sources = {domain: source.to(self.device) for domain, source in sources.items()}
         self.data = describe(self.sources)
+        _check_form(variant, self.sources, self.data)
         if variant.conditional and not self.data.classes:
             raise ArgumentError("data", "labelled, for a variant that is conditional", f"no labels of {self.data.name}")
         self._ops, self._precision, self._compile, self._cuda_graph = get_ops(ops), precision, compile, cuda_graph
@@ -352,6 +353,10 @@ class Trainer:
         draws a part, so all of them have to call it, and all have the result."""
         return draw_samples(self.variant, self.data, self.sampling(), count, seed, self.device, labels)
 
+    def show(self, count, seed=0, labels=None):
+        """The same for a picture: beside samples that were made from images, those images."""
+        return draw_samples(self.variant, self.data, self.sampling(), count, seed, self.device, labels, show=True)
+
     def state_dict(self):
         """Everything that the next step depends on, as tensors and plain values: `torch.load(weights_only=True)`
         reads it back. It is the same in every process."""
@@ -397,6 +402,14 @@ def carry_over(before, after):
     after.load_state_dict(kept, strict=False)
 
 
+def _check_form(variant, sources, data):
+    found = "unpaired" if len(sources) > 1 else "paired"
+    if variant.form and not (found == variant.form and {"a", "b"} <= data.fields.keys()):
+        what = "pairs, with fields a and b" if variant.form == "paired" else "two domains, a and b"
+        fields = f"a sample of {data.name} with {', '.join(data.fields)}"
+        raise ArgumentError("data", f"{what}, as the option form={variant.form} of data makes them", fields)
+
+
 def _classes_to_draw(variant, data, count, labels, device):
     """(count,) int64, all classes in turn unless given; None where the variant is not conditional."""
     if not variant.conditional:
@@ -414,19 +427,19 @@ def _classes_to_draw(variant, data, count, labels, device):
 
 
 @torch.no_grad()
-def draw_samples(variant, data, networks, count, seed, device="cpu", labels=None):
+def draw_samples(variant, data, networks, count, seed, device="cpu", labels=None, *, show=False):
     """`count` images from networks that sample, from the latents that `seed` gives, of every class in turn where the variant
-    is conditional. PyTorch's default generators are left as they were."""
+    is conditional; with `show`, as a picture is to show them. PyTorch's default generators are left as they were."""
     if count < 1:
         raise ArgumentError("count", "at least 1", count)
     labels = _classes_to_draw(variant, data, count, labels, device)
     latents = variant.latents(count, torch.Generator(device).manual_seed(check_seed(seed)))
-    images, size = None, distributed.size()
+    images, size, draw = None, distributed.size(), variant.show if show else variant.sample
     for part, start in enumerate(range(0, count, SAMPLING_BATCH)):
         if part % size == distributed.rank():
             rows = slice(start, start + SAMPLING_BATCH)
             with private_random(seed_of(seed, part), device):
-                drawn = variant.sample(networks, latents[rows], None if labels is None else labels[rows])
+                drawn = draw(networks, latents[rows], None if labels is None else labels[rows])
             if images is None:
                 images = drawn.new_zeros(count, *drawn.shape[1:])
             images[rows] = drawn

@@ -63,8 +63,9 @@ summary.json           what came out of it, once it has ended
 class RunOptions(Checked):
     """How a run is carried out, whatever it trains."""
 
-    data: str = "digits"
-    """What to train on: a word such as digits, ring or photos, or the path of a folder of images or a file of data."""
+    data: str = ""
+    """What to train on: a word such as digits, ring or photos, or the path of a folder of images or a file of data. Unless given, digits, or
+    what the variant is for."""
     data_options: tuple[str, ...] = ()
     """Options of the data, as name=value: size=32."""
     seed: CountOrZero = 0
@@ -119,10 +120,21 @@ def open_data(options):
     return ganzoo.data.open(options.data, **{name: value for name, _, value in pairs})
 
 
+def settle_data(variant, options):
+    """Write into a run's options what they leave open: the variant's usual data, and the form that it needs them in."""
+    if not options.data:
+        options.data, *usual = variant.usual_data
+        options.data_options = (*usual, *options.data_options)
+    told = any(option.startswith("form=") for option in options.data_options)
+    if variant.form and not told and "form" in ganzoo.data.source_options(options.data):
+        options.data_options = (*options.data_options, f"form={variant.form}")
+
+
 def train(variant, options, command):
     """Train a variant in a new run folder, which it returns. A training that fails before it has any figures leaves none."""
     variant.check()
     options.check()
+    settle_data(variant, options)
     trainer = _trainer(variant, options)
     folder = distributed.from_first(lambda: _new_folder(options, variant))
     if distributed.rank() == 0:
@@ -268,7 +280,7 @@ def _train(folder, trainer, options):
                 monitor.log(trainer.steps, values)
             monitor.advance(trainer.steps)
             if save:
-                images = trainer.sample(GRID if len(trainer.data.shape) == 3 else POINTS, seed=GRID_SEED)
+                images = trainer.show(GRID if len(trainer.data.shape) == 3 else POINTS, seed=GRID_SEED)
                 if first:  # the checkpoint last: whoever goes on from it has the pictures up to it
                     monitor.alarm(trainer.steps, alarms(trainer, images))
                     _draw(folder, trainer, images)

@@ -113,6 +113,11 @@ class Variant(Checked):
     """The phase that training is in, which the loop sets; see `phase_at`."""
     samplers: ClassVar[tuple] = ("generator",)
     """Names of what `sample` uses: saved with every checkpoint as what samples without data."""
+    usual_data: ClassVar[tuple] = ("digits",)
+    """What a run trains on unless told otherwise: the word and the options, as `--data` and `--data-options` take them."""
+    form: ClassVar[str] = ""
+    """`paired` where it learns from pairs, samples with the fields a and b, `unpaired` where from two domains a and b. A run then opens
+    data in that form."""
     conditional: ClassVar[bool] = False
     """Whether `sample` wants labels."""
     adversary: ClassVar[str] = ""
@@ -147,6 +152,10 @@ class Variant(Checked):
     def sample(self, networks, latents, labels=None):
         """Images from latents, and from labels (N,) where the generator is conditional. `networks` has the `samplers`."""
         return networks.generator(latents)
+
+    def show(self, networks, latents, labels=None):
+        """What a picture of samples shows of each: the sample, or beside it what it was made from."""
+        return self.sample(networks, latents, labels)
 
     def scores(self, networks, images, labels=None):
         """What the `adversary` gives images, (N,); higher for those it takes for real."""

@@ -1,0 +1,174 @@
+"""Variants that make images of images, and pyramids: what their papers ask for, and that known mistakes fail."""
+
+import ganzoo
+import pytest
+import torch
+from torch import nn
+
+from ganzoo import ArgumentError, Trainer
+from ganzoo.networks import patch, unet
+from ganzoo.training.run import RunOptions, settle_data
+from ganzoo.variants.translating import beside
+
+
+def pairs(size=16):
+    return ganzoo.data.open("glyphs", form="paired", size=size)
+
+
+def loss_of(trainer, player, update=0):
+    return trainer._differentiate(player, (), update, trainer._draw)
+
+
+def drawn_again(trainer, update=0):
+    """The draw of an update once more, from its beginning."""
+    trainer._draw.begin(update)
+    return trainer._draw
+
+
+# --- data and pictures ---
+
+
+@pytest.mark.parametrize(
+    "given, data, options",
+    [
+        (dict(), "glyphs", ("form=paired",)),
+        (dict(data_options=("size=16",)), "glyphs", ("size=16", "form=paired")),
+        (dict(data="some/folder"), "some/folder", ("form=paired",)),
+        (dict(data="some/folder", data_options=("form=side-by-side",)), "some/folder", ("form=side-by-side",)),
+        (dict(data="digits"), "digits", ()),
+    ],
+)
+def test_a_run_opens_data_in_the_form_that_its_variant_needs(given, data, options):
+    run = RunOptions(**given)
+    settle_data(ganzoo.create("pix2pix"), run)
+    assert (run.data, run.data_options) == (data, options)
+
+
+def test_a_run_of_any_other_variant_is_on_digits_as_they_are():
+    run = RunOptions()
+    settle_data(ganzoo.create("gan"), run)
+    assert (run.data, run.data_options) == ("digits", ())
+
+
+@pytest.mark.parametrize(
+    "name, data, sentence",
+    [
+        ("pix2pix", dict(spec="digits"), "pairs, with fields a and b, as the option form=paired of data makes them, got a sample of digits with image, label."),
+        ("pix2pix", dict(spec="glyphs", form="unpaired"), "pairs, with fields a and b, as the option form=paired of data makes them, got a sample of glyphs with a, b."),
+    ],
+)  # fmt: skip
+def test_data_of_another_form_are_refused_in_a_sentence(name, data, sentence):
+    with pytest.raises(ArgumentError) as refused:
+        Trainer(ganzoo.create(name), ganzoo.data.open(**data))
+    assert str(refused.value) == f"ganzoo: data must be {sentence}"
+
+
+def test_pictures_show_the_source_beside_the_result():
+    trainer = Trainer(ganzoo.create("pix2pix", width=2), pairs())
+    samples, shown = trainer.sample(5, seed=1), trainer.show(5, seed=1)
+    assert samples.shape == (5, 1, 16, 16)
+    source, result = shown.chunk(2, 3)
+    assert torch.equal(result, samples)
+    assert all(any(torch.equal(each, kept) for kept in trainer.networks.sources) for each in source)
+    assert len(trainer.show(64).unique(dim=0)) == 64  # none is drawn twice before all have been
+
+    grey, colour = torch.rand(2, 1, 4, 4), torch.rand(2, 3, 8, 8)
+    assert beside(grey, colour).shape == (2, 3, 8, 16) and torch.equal(beside(grey, colour)[..., 8:], colour)
+
+
+# --- networks ---
+
+
+@pytest.mark.parametrize("shape, smallest", [((1, 32, 32), 1), ((3, 28, 28), 7), ((3, 16, 40), 2), ((1, 8, 8), 1)])
+def test_the_unet_goes_down_as_often_as_the_sides_halve_and_keeps_every_size(shape, smallest):
+    network, sizes = unet.Generator(shape, 3, 2), []
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(lambda _, __, out: sizes.append(out.shape[2]))
+    images = network(torch.randn(2, *shape))
+    assert images.shape == (2, 3, *shape[1:]) and images.abs().max() <= 1
+    assert sizes[-1] == smallest and sizes == [shape[1] >> level for level in range(1, len(sizes) + 1)]
+
+
+def test_the_unet_at_its_papers_size_has_its_papers_layers():
+    network = unet.Generator((3, 256, 256), 3, 64)
+    down = [layer.out_channels for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+    up = sorted(
+        (layer.in_channels, layer.out_channels) for layer in network.modules() if isinstance(layer, nn.ConvTranspose2d)
+    )
+    assert down == [64, 128, 256, 512, 512, 512, 512, 512]
+    assert up == sorted(
+        [(512, 512), (1024, 512), (1024, 512), (1024, 512), (1024, 256), (512, 128), (256, 64), (128, 3)]
+    )
+    assert sum(isinstance(layer, unet.Noise) for layer in network.modules()) == 3
+    assert unet.Generator((1, 8, 8), 1, 4)(torch.zeros(1, 1, 8, 8)).shape == (1, 1, 8, 8)  # one pixel of one image
+
+
+def test_every_skip_of_the_unet_counts():
+    network, x = unet.Generator((1, 32, 32), 1, 2).eval(), torch.randn(1, 1, 32, 32)
+
+    def drawn(without=None):
+        torch.manual_seed(0)  # of the noise
+        cut = without and without.register_forward_hook(
+            lambda _, inputs, out: out * (torch.arange(out.shape[1]) >= inputs[0].shape[1]).view(1, -1, 1, 1)
+        )
+        image = network(x)
+        if cut:
+            cut.remove()
+        return image
+
+    levels = [module for module in network.modules() if isinstance(module, unet.Level)]
+    assert len(levels) == 4 and all(not torch.equal(drawn(level), drawn()) for level in levels)
+
+
+@pytest.mark.parametrize("size, patch_size", [(32, 16), (64, 34), (128, 70)])
+def test_a_patch_gan_sees_patches_of_the_papers_sizes(size, patch_size):
+    judge = patch.Discriminator((1, size, size), 1, norm=lambda channels: nn.Identity()).double()
+    x = torch.randn(1, 1, size, size, dtype=torch.float64, requires_grad=True)
+    scores = judge(x)
+    middle = scores[0, 0, scores.shape[2] // 2, scores.shape[3] // 2]
+    (slope,) = torch.autograd.grad(middle, x)
+    seen = slope[0, 0].any(0).sum().item()
+    assert seen == patch_size
+    assert patch.Discriminator((3, 256, 256), 64)(torch.zeros(1, 3, 256, 256)).shape == (1, 1, 30, 30)
+
+
+@pytest.mark.parametrize("network, sentence", [
+    (lambda: unet.Generator((1, 30, 30), 1, 2), "data must be images whose sides are multiples of 4.* got 1 x 30 x 30"),
+    (lambda: unet.Generator((2,), 1, 2), "data must be images whose sides are multiples of 4.* got 2"),
+    (lambda: patch.Discriminator((1, 4, 9), 2), "data must be images of at least 8 x 8 pixels.* got 1 x 4 x 9"),
+])  # fmt: skip
+def test_other_sizes_are_refused_in_a_sentence(network, sentence):
+    with pytest.raises(ArgumentError, match=sentence):
+        network()
+
+
+# --- pix2pix ---
+
+
+def test_pix2pix_judges_pairs_halves_the_judges_loss_and_draws_its_generator_to_b():
+    trainer = Trainer(ganzoo.create("pix2pix", width=2, batch=4, l1_weight=7.0), pairs())
+    networks, judged = trainer.networks, []
+    hook = networks.discriminator.register_forward_hook(lambda _, inputs, out: judged.append((inputs[0], out)))
+    found = loss_of(trainer, "discriminator")["discriminator_loss"]
+    pair = drawn_again(trainer).batch()
+    (real, real_scores), (fake, fake_scores) = judged
+    assert torch.equal(real, torch.cat([pair["a"], pair["b"]], 1)) and torch.equal(fake[:, :1], pair["a"])
+    expected = (nn.functional.softplus(-real_scores).mean() + nn.functional.softplus(fake_scores).mean()) / 2
+    torch.testing.assert_close(found, expected.detach())
+
+    judged.clear()
+    found = loss_of(trainer, "generator", 1)["generator_loss"]
+    pair = drawn_again(trainer, 1).batch()
+    ((fake, scores),) = judged
+    assert torch.equal(fake[:, :1], pair["a"])
+    expected = nn.functional.softplus(-scores).mean() + 7 * (fake[:, 1:] - pair["b"]).abs().mean()
+    torch.testing.assert_close(found, expected.detach())
+    hook.remove()
+
+
+def test_pix2pixs_noise_is_dropout_and_stays_when_sampling():
+    network = Trainer(ganzoo.create("pix2pix", width=2), pairs()).sampling().generator
+    assert not network.training
+    x = pairs().fetch(torch.arange(2))["a"]
+    assert not torch.equal(network(x), network(x))
