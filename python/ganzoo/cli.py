@@ -45,10 +45,11 @@ def sample_command(
     if n < 1:
         raise ArgumentError("n", "at least 1", n)
     distributed.join("cpu")
-    images = load(run).show(n, seed=seed)
+    generator = load(run)
+    images = generator.show(n, seed=seed)
     if distributed.rank() == 0:
         with _writing("out", out):
-            save_samples(out, images)
+            save_samples(out, images, generator.variant.columns(generator.data))
         print(f"Wrote {out}")
     distributed.leave()
 

@@ -7,7 +7,6 @@ import traceback
 import ganzoo
 import pytest
 import torch
-from ganzoo.data.digits import digits
 from ganzoo.variants import create
 
 # the command line's own library may be missing beside a PyTorch that is only there to compute
@@ -15,6 +14,7 @@ collect_ignore = [] if importlib.util.find_spec("tyro") else ["test_kill.py", "t
 
 TINY = {
     "gan": dict(width=4),
+    "cgan": dict(width=4),
     "wgan": dict(width=4, long_critic_steps=7, long_first=1, long_every=4),
     "wgan-gp": dict(width=4),
     "wgan-lp": dict(width=4),
@@ -47,7 +47,8 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def images():
-    return digits()[0]
+    """Digits with their labels, for games with a condition too."""
+    return ganzoo.data.open("digits")
 
 
 @pytest.fixture(params=sorted(TINY))

@@ -87,7 +87,8 @@ def test_a_run_leaves_a_folder_that_explains_itself(name, ganzoo_command, tmp_pa
     status, out, err = ganzoo_command("sample", run, "--n", 10, "--out", "drawn.png")
     assert (status, out) == (0, "Wrote drawn.png\n")
     width, height = Image.open("drawn.png").size
-    assert height == 2 * 70 and (width == 8 * 70 or name in DATA)  # a pair is wider
+    columns, rows = (10, 1) if ganzoo.load(run).variant.conditional else (8, 2)  # a column for each class
+    assert height == rows * 70 and (width == columns * 70 or name in DATA)  # a pair is wider
 
 
 def test_killed_and_resumed_equals_uninterrupted(python, ganzoo_command, tmp_path):

@@ -72,7 +72,7 @@ def evaluate(samples, data, extractor="", labels=None, device="cpu"):
         extractor: a word of `EXTRACTORS`, an extractor of one's own (see `ganzoo.metrics.extractors`), or "" for the
             set's usual one.
         labels: (N,) int64, the classes that a conditional generator was asked for, which adds the share of the samples
-            that the extractor assigns to them.
+            that the extractor, or the nearest mode, assigns to them.
         device: where Inception runs.
 
     Under torchrun all processes call it with the same samples; they share the extraction of features, and all get the figures.
@@ -96,12 +96,12 @@ def evaluate(samples, data, extractor="", labels=None, device="cpu"):
         return _stacked_figures(samples, data)
     extractor = make_extractor(extractor, data, device) if isinstance(extractor, str) else extractor
     if len(data.shape) == 1:
-        points = distributed.from_first(lambda: _point_figures(samples, data))
+        points = distributed.from_first(lambda: _point_figures(samples, data, labels))
         return points + _feature_figures(samples, data, extractor)
     return _feature_figures(samples, data, extractor, labels)
 
 
-def _point_figures(samples, data):
+def _point_figures(samples, data, labels):
     n, figures = len(samples), []
     if hasattr(data, "modes"):
         known = f"the {len(data.modes)} modes of {data.name}, σ {data.sigma:.4g}"
@@ -112,6 +112,9 @@ def _point_figures(samples, data):
             ("reverse KL", coverage.reverse_kl),
         ]:
             figures.append(Figure(name, value, "distance to the modes", known, "none", n))
+        if labels is not None and data.classes == len(data.modes):
+            agreement = (torch.cdist(samples, data.modes.cpu()).argmin(1) == labels.cpu()).double().mean().item()
+            figures.append(Figure("label agreement", agreement, "distance to the modes", known, "none", n))
     count = min(n, TRANSPORTED, len(data))
     chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count]
     distance = wasserstein_distance(samples[:count], data.fetch(chosen)["image"].cpu())

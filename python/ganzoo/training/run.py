@@ -311,7 +311,7 @@ def _roll_back(folder, trainer, saver, monitor, diverged):
 
 def _draw(folder, trainer, images):
     for path in (folder / "samples" / f"{trainer.steps:06}.png", folder / "samples.png"):
-        save_samples(path, images)
+        save_samples(path, images, trainer.variant.columns(trainer.data))
 
 
 def _sum_up(folder, trainer, options, seconds, judged):

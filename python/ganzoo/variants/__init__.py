@@ -2,6 +2,7 @@
 
 from ganzoo.variants import (
     began,
+    cgan,
     dragan,
     ebgan,
     gan,
@@ -36,6 +37,7 @@ __all__ = [
     "Regularizer",
     "Variant",
     "began",
+    "cgan",
     "create",
     "dragan",
     "ebgan",

@@ -10,6 +10,7 @@ from torch import nn
 from ganzoo.errors import ArgumentError, Error
 from ganzoo.options import Checked, Count, Decay
 
+COLUMNS, MOST_COLUMNS = 8, 16
 _VARIANTS = {}
 
 
@@ -151,7 +152,7 @@ class Variant(Checked):
 
     def sample(self, networks, latents, labels=None):
         """Images from latents, and from labels (N,) where the generator is conditional. `networks` has the `samplers`."""
-        return networks.generator(latents)
+        return networks.generator(latents) if labels is None else networks.generator(latents, labels)
 
     def show(self, networks, latents, labels=None):
         """What a picture of samples shows of each: the sample, or beside it what it was made from."""
@@ -159,7 +160,12 @@ class Variant(Checked):
 
     def scores(self, networks, images, labels=None):
         """What the `adversary` gives images, (N,); higher for those it takes for real."""
-        return getattr(networks, self.adversary)(images)
+        adversary = getattr(networks, self.adversary)
+        return adversary(images, labels) if self.conditional else adversary(images)
+
+    def columns(self, data):
+        """Columns of a grid of samples: one for each class where it is asked for one of a few."""
+        return data.classes if self.conditional and data.classes <= MOST_COLUMNS else COLUMNS
 
     def options(self):
         """The options as a dict of plain values, as written to a run's `config.json`."""
