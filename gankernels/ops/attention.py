@@ -347,6 +347,11 @@ def _fake(q, k, v, causal, scale):
     return q.new_empty((*q.shape[:2], v.shape[2])), logs
 
 
+def _own_precision(t):
+    """Where autocast leaves the products inside of the kernels alone."""
+    return torch.autocast(t.device.type, enabled=False)
+
+
 def _setup_context(ctx, inputs, output):
     *tensors, ctx.causal, ctx.scale = inputs
     ctx.mark_non_differentiable(output[1])
@@ -356,7 +361,8 @@ def _setup_context(ctx, inputs, output):
 def _backward(ctx, grad, _):
     *inputs, out, logs = ctx.saved_tensors
     # attention_bwd's derivative is total: through out a second backward would come here once more, for a gradient of zeros
-    return *_op.attention_bwd(grad, *inputs, out.detach(), logs, ctx.causal, ctx.scale), None, None
+    with _own_precision(grad):
+        return *_op.attention_bwd(grad, *inputs, out.detach(), logs, ctx.causal, ctx.scale), None, None
 
 
 def _bwd_fake(grad, q, k, v, out, logs, causal, scale):
@@ -370,7 +376,8 @@ def _bwd_setup_context(ctx, inputs, output):
 
 def _bwd_backward(ctx, *grads):
     """The total derivative, in which what the forward gave is a function of q, k and v."""
-    return *_op.attention_bwd_bwd(*grads, *ctx.saved_tensors, ctx.causal, ctx.scale), None, None, None, None
+    with _own_precision(grads[0]):
+        return *_op.attention_bwd_bwd(*grads, *ctx.saved_tensors, ctx.causal, ctx.scale), None, None, None, None
 
 
 def _bwd_bwd_fake(vq, vk, vv, grad, q, k, v, causal, scale):
@@ -451,4 +458,5 @@ def fits(q, k, v) -> bool:
 def attend(q, k, v, is_causal, scale):
     heads = [t.reshape(-1, *t.shape[-2:]) for t in (q, k, v)]
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    return _op.attention(*heads, is_causal, scale)[0].view(*q.shape[:-1], v.shape[-1])
+    with _own_precision(q):
+        return _op.attention(*heads, is_causal, scale)[0].view(*q.shape[:-1], v.shape[-1])
