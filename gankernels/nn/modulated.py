@@ -56,7 +56,10 @@ class ModulatedConv2d(nn.Module):
     in public checkpoints: weight (1, out, in, k, k), modulation.weight, modulation.bias, and blur.kernel where it resamples.
 
     What follows the layer joins its last pass: forward(x, latents, noise=…, bias=…, act=…, gain=…, clamp=…) as in the op.
+    `op` may be another of the same arguments, such as the reference.
     """
+
+    op = staticmethod(modulated_conv2d)
 
     def __init__(
         self,
@@ -85,7 +88,7 @@ class ModulatedConv2d(nn.Module):
 
     def forward(self, x: torch.Tensor, latents: torch.Tensor, **epilogue) -> torch.Tensor:
         _, _, i, k, _ = self.weight.shape
-        return modulated_conv2d(
+        return self.op(
             x,
             self.weight[0] / math.sqrt(i * k * k),
             self.modulation(latents),

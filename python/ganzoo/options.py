@@ -35,6 +35,7 @@ Positive = Annotated[float, Range(lambda value: 0 < value < math.inf, "a finite 
 NotNegative = Annotated[float, Range(lambda value: 0 <= value < math.inf, "a finite number of at least 0")]
 Finite = Annotated[float, Range(math.isfinite, "a finite number")]
 Decay = Annotated[float, Range(_is_decay, "at least 0 and below 1")]
+Share = Annotated[float, Range(lambda value: 0 <= value <= 1, "from 0 to 1")]
 Betas = Annotated[
     tuple[float, float], Range(lambda pair: all(map(_is_decay, pair)), "two numbers, each at least 0 and below 1")
 ]

@@ -30,11 +30,20 @@ def r1_penalty(critic, real, gamma=10.0):
     return regularized_scores(critic, real, gamma)[1]
 
 
+def path_length_penalty(synthesis, w, mean_length, noise):
+    """E (‖Jᵀy‖ − a)² by `autograd.grad(create_graph=True)`, and the lengths: with one w per layer the root of the mean over the layers of
+    their squares."""
+    w = w if w.requires_grad else w.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad((synthesis(w) * noise).sum(), w, create_graph=True)
+    lengths = gradient.square().sum(-1).reshape(len(w), -1).mean(1).sqrt()
+    return (lengths - mean_length).square().mean(), lengths.detach()
+
+
 def spectral_norm(network):
-    """`torch.nn.utils.parametrizations.spectral_norm` on every convolution and linear layer of the network, which is
+    """`torch.nn.utils.parametrizations.spectral_norm` on every convolution, linear layer and embedding of the network, which is
     returned."""
     for layer in list(network.modules()):
-        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Embedding)):
             parametrizations.spectral_norm(layer)
     return network
 
