@@ -30,13 +30,18 @@ TINY = {
     "mdgan": dict(width=4),
     "loss-sensitive": dict(width=4),
     "pix2pix": dict(width=2),
+    "sagan": dict(width=4),
+    "biggan": dict(width=4),
+    "stylegan": dict(width=4, depth=2, phase_steps=2, fade_steps=3),
+    "stylegan2": dict(width=4, depth=2, r1_every=2, path_length_every=2),
+    "stylegan3": dict(width=2, convolutions=3, margin=4, r1_every=2),
 }
-"""Options that make each variant quick, and visit both phases of WGAN's schedule within a few steps."""
+"""Options that make each variant quick, and visit both phases of WGAN's schedule, and of StyleGAN's growing, within a few steps."""
 
 PAIRS = ("glyphs", "form=paired", "size=16")
-DATA = {"pix2pix": PAIRS}
-"""What those train on that are not for digits: a word and options, as on the command line."""
-IMAGES_ONLY = {"pix2pix"}
+DATA = {"pix2pix": PAIRS, "biggan": ("digits",)}
+"""What those train on for which digits' images alone will not do: a word and options, as on the command line."""
+IMAGES_ONLY = {"pix2pix", "sagan", "biggan", "stylegan", "stylegan2", "stylegan3"}
 """Those that points in the plane are nothing for."""
 
 

@@ -4,7 +4,7 @@ import io
 
 import pytest
 import torch
-from .conftest import TINY, same
+from .conftest import same
 from .toy import Growing, Toy, points
 
 import ganzoo
@@ -82,10 +82,8 @@ def test_steps_on_buffers_are_the_same_steps(game, precision, imitated):
     assert same(plain.state_dict(), graphed.state_dict())
 
 
-@pytest.mark.parametrize("name", sorted(TINY))
-def test_variants_on_buffers_are_the_same_variants(name, images, imitated):
-    variant = ganzoo.create(name, **TINY[name], latent=8, batch=16)
-    plain, graphed = (Trainer(variant, images, accumulate=2, cuda_graph=graphed) for graphed in (False, True))
+def test_variants_on_buffers_are_the_same_variants(tiny, tiny_data, imitated):
+    plain, graphed = (Trainer(tiny, tiny_data, accumulate=2, cuda_graph=graphed) for graphed in (False, True))
     assert same(run(plain, 3), run(graphed, 3)) and Imitation.recorded
     assert same(plain.state_dict(), graphed.state_dict())
 
@@ -156,11 +154,9 @@ def test_what_a_graph_cannot_hold_is_refused_in_one_sentence(imitated, monkeypat
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("name", sorted(TINY))
-def test_captured_variants_train_alike(name, precision, images):
-    variant = ganzoo.create(name, **TINY[name], latent=8, batch=16)
+def test_captured_variants_train_alike(tiny, precision, tiny_data):
     options = dict(device="cuda", precision=precision)
-    plain, graphed = Trainer(variant, images, **options), Trainer(variant, images, **options, cuda_graph=True)
+    plain, graphed = Trainer(tiny, tiny_data, **options), Trainer(tiny, tiny_data, **options, cuda_graph=True)
     for one, other in zip(run(plain), run(graphed)):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
     assert all(plan.replay for plan in graphed._graphs._plans.values())

@@ -74,7 +74,8 @@ def test_every_part_of_the_state_matters(lost, images):
 
 def test_ours_and_stock_train_alike(tiny, tiny_data):
     ours, stock = Trainer(tiny, tiny_data, seed=3), Trainer(tiny, tiny_data, seed=3, ops="stock")
-    assert torch.equal(ours.sample(2), stock.sample(2))
+    assert same(list(ours.networks.parameters()), list(stock.networks.parameters()))
+    torch.testing.assert_close(ours.sample(2), stock.sample(2), rtol=2e-3, atol=2e-4)
     for ours_figures, stock_figures in zip(run(ours, 2), run(stock, 2)):
         for name, value in ours_figures.items():
             torch.testing.assert_close(value, stock_figures[name], rtol=2e-3, atol=2e-4, msg=lambda m: f"{name}: {m}")
