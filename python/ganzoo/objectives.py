@@ -149,3 +149,11 @@ def loss_sensitive(real, fake, margin):
     Source: Qi (2017), Loss-Sensitive GAN, arXiv:1701.06264, eq. 6, its constraint, which is all that the author's code minimises.
     """
     return torch.relu(margin + real - fake).mean()
+
+
+def gaussian_divergence(mean, log_variance):
+    """E KL(N(μ, diag σ²) ‖ N(0, I)) = ½ E Σⱼ (μⱼ² + σⱼ² − 1 − log σⱼ²), in nats: summed over the dimensions of (N, D), its mean over the batch.
+
+    Source: Kingma and Welling (2014), arXiv:1312.6114, appendix B.
+    """
+    return (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean() / 2

@@ -35,6 +35,10 @@ TINY = {
     "stylegan": dict(width=4, depth=2, phase_steps=2, fade_steps=3),
     "stylegan2": dict(width=4, depth=2, r1_every=2, path_length_every=2),
     "stylegan3": dict(width=2, convolutions=3, margin=4, r1_every=2),
+    "vae": dict(width=4),
+    "aae": dict(width=4),
+    "bigan": dict(width=4),
+    "vae-gan": dict(width=4),
 }
 """Options that make each variant quick, and visit both phases of WGAN's schedule, and of StyleGAN's growing, within a few steps."""
 

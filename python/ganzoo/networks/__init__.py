@@ -16,3 +16,10 @@ def doublings(image_shape):
         expected = "square images with a side of 8, 16, 32, ... pixels for these networks, as the data's option size makes them"
         raise ArgumentError("data", expected, size)
     return count
+
+
+def features(discriminator, x):
+    """What the last layer of a discriminator of layers in a row is given, (N, F)."""
+    for layer in list(discriminator)[:-2]:  # after which come that layer and a Flatten
+        x = layer(x)
+    return x

@@ -24,15 +24,29 @@ def _init_weights(module):
             nn.init.zeros_(module.bias)
 
 
-class Generator(nn.Sequential):
+class _Normalized(nn.Sequential):
+    """So many layers of 25·width units with batch norm and ReLU, and an affine one."""
+
+    def __init__(self, inputs, outputs, width, depth):
+        units, layers = 25 * width, []
+        for count in (inputs, *[units] * (depth - 1)):
+            layers += [nn.Linear(count, units, bias=False), nn.BatchNorm1d(units, momentum=0.05), nn.ReLU()]
+        super().__init__(*layers, nn.Linear(units, outputs))
+        self.apply(_init_weights)
+
+
+class Generator(_Normalized):
     """Latents (N, latent) to points (N, D): four layers of 25·width units with batch norm and ReLU, and an affine one."""
 
     def __init__(self, latent, shape, width):
-        units, layers = 25 * width, []
-        for inputs in (latent, units, units, units):
-            layers += [nn.Linear(inputs, units, bias=False), nn.BatchNorm1d(units, momentum=0.05), nn.ReLU()]
-        super().__init__(*layers, nn.Linear(units, *shape))
-        self.apply(_init_weights)
+        super().__init__(latent, *shape, width, depth=4)
+
+
+class Encoder(_Normalized):
+    """Points (N, D) to latents (N, latent): two layers of the generator's kind, and an affine one."""
+
+    def __init__(self, shape, width, latent):
+        super().__init__(*shape, latent, width, depth=2)
 
 
 class Discriminator(nn.Sequential):

@@ -118,6 +118,19 @@ class Generator:
         return draw_samples(self.variant, self.data, self.networks, n, seed, labels=labels, show=True)
 
     @torch.no_grad()
+    def reconstruct(self, images):
+        """What becomes of images (n, C, H, W) in [−1, 1], or points, that are encoded and sampled again. Raises `Error` where the
+        variant has no encoder."""
+        if "encoder" not in self.variant.samplers:
+            raise Error(f"{self.variant.name} cannot reconstruct images: it has no encoder.")
+        if images.shape[1:] != self.data.shape:
+            raise ArgumentError(
+                "images", f"of shape {self.data.shape}, as {self.data.name} has", tuple(images.shape[1:])
+            )
+        latents = self.variant.encode(self.networks, images)
+        return self.variant.sample(self.networks, latents)
+
+    @torch.no_grad()
     def interpolate(self, between=2, frames=9, *, space="z", path="slerp", seed=0, label=0):
         """Images along the way from each of `between` latents to the next, `frames` of them with both ends, which
         neighbouring ways share. A conditional generator draws them all of the class `label`.

@@ -10,12 +10,24 @@ import ganzoo.data
 from ganzoo.errors import ArgumentError, Error
 from ganzoo.files import write_atomically
 from ganzoo.metrics.evaluate import evaluate, sample_count
+from ganzoo.metrics.extractors import BATCH
+from ganzoo.metrics.figure import Figure
 from ganzoo.training import distributed
 from ganzoo.training.checkpoint import load
 from ganzoo.training.loop import as_device
 from ganzoo.training.run import open_data, read_config
 
 EVALUATION = "evaluation.jsonl"
+
+
+def reconstruction_error(generator, data, n):
+    """Of the first `n` samples of a set, or of all that there are: the root of the mean square, over pixels or coordinates."""
+    count, total = min(n, len(data)), 0.0
+    for numbers in torch.arange(count).split(BATCH):
+        images = data.fetch(numbers)["image"]
+        total += (generator.reconstruct(images) - images).square().flatten(1).mean(1).sum().item()
+    error, split = (total / count) ** 0.5, f"{data.name}/{data.split}, {count} of {len(data)}"
+    return Figure("reconstruction error", error, "pixels" if images.dim() == 4 else "coordinates", split, "none", count)
 
 
 def evaluate_run(run, *, data="", n=0, extractor="", seed=1, device="cpu"):
@@ -34,6 +46,8 @@ def evaluate_run(run, *, data="", n=0, extractor="", seed=1, device="cpu"):
     labels = torch.arange(n) % generator.data.classes if generator.variant.conditional else None
     samples = generator.sample(n, seed=seed, labels=labels)
     figures = evaluate(samples, reference, extractor, labels, device)
+    if "encoder" in generator.variant.samplers:
+        figures.append(reconstruction_error(generator, reference, n))
     if folder.is_dir() and distributed.rank() == 0:
         path = folder / EVALUATION
         lines = [json.dumps({"step": generator.steps, "seed": seed, **asdict(figure)}) + "\n" for figure in figures]

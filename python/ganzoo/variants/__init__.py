@@ -1,7 +1,9 @@
 """The GANs, one paper a file, each registered by name when this package is imported."""
 
 from ganzoo.variants import (
+    aae,
     began,
+    bigan,
     biggan,
     cgan,
     dragan,
@@ -19,6 +21,8 @@ from ganzoo.variants import (
     stylegan2,
     stylegan3,
     unrolled,
+    vae,
+    vae_gan,
     wgan,
     wgan_gp,
     wgan_lp,
@@ -41,7 +45,9 @@ __all__ = [
     "Player",
     "Regularizer",
     "Variant",
+    "aae",
     "began",
+    "bigan",
     "biggan",
     "cgan",
     "create",
@@ -62,6 +68,8 @@ __all__ = [
     "stylegan2",
     "stylegan3",
     "unrolled",
+    "vae",
+    "vae_gan",
     "variant_class",
     "wgan",
     "wgan_gp",

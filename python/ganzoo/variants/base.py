@@ -158,6 +158,10 @@ class Variant(Checked):
         """What a picture of samples shows of each: the sample, or beside it what it was made from."""
         return self.sample(networks, latents, labels)
 
+    def encode(self, networks, images):
+        """The latents of images, of a variant with an `encoder` among its `samplers`: `sample` rebuilds the images from them."""
+        return networks.encoder(images)
+
     def scores(self, networks, images, labels=None):
         """What the `adversary` gives images, (N,); higher for those it takes for real."""
         adversary = getattr(networks, self.adversary)

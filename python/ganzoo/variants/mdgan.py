@@ -15,6 +15,7 @@ class ModeRegularized(Alternating):
     Q = E [λ₁ d(x, G(E(x))) − λ₂ log D(G(E(x)))], d the squared distance per pixel.
     """
 
+    samplers = ("generator", "encoder")
     reconstruction_weight: NotNegative = 0.2
     """λ₁, the weight of the reconstruction."""
     mode_weight: NotNegative = 0.4

@@ -1,0 +1,180 @@
+"""Variants that infer latents, and games of many players: the check that each paper asks for, and that a known mistake fails."""
+
+import math
+
+import pytest
+import torch
+
+import ganzoo
+from ganzoo import Trainer
+from ganzoo.errors import ArgumentError, Error
+from ganzoo.metrics.modes import mode_coverage
+from ganzoo.training.checkpoint import load, save_checkpoint
+from ganzoo.training.evaluate import reconstruction_error
+
+
+def small(name, data="ring", **options):
+    points = dict(n=256) if data == "ring" else {}
+    variant = ganzoo.create(name, **{"width": 1, "latent": 2, "batch": 32, **options})
+    return Trainer(variant, ganzoo.data.open(data, **points), seed=1)
+
+
+def loss_of(trainer, player, update=0):
+    return trainer._differentiate(player, (), update, trainer._draw)
+
+
+def drawn_again(trainer):
+    """The draws of the loss that was taken last, from the start."""
+    trainer._draw.begin(0)
+    trainer._draw.positions.update(trainer._draw._began)
+    return trainer._draw
+
+
+def gradients(trainer, player, update=0):
+    """The losses' figures, and the gradients by network."""
+    figures, slopes = loss_of(trainer, player, update), {}
+    for name, param in zip(trainer._names[player], trainer._params[player]):
+        slopes.setdefault(name.split(".")[0], []).append(param.grad.flatten())
+    return figures, {network: torch.cat(parts) for network, parts in slopes.items()}
+
+
+def ring(name, steps, **options):
+    data = ganzoo.data.open("ring")
+    trainer = Trainer(ganzoo.create(name, **{"latent": 2, "batch": 128, "width": 2, "ema": 0.0, **options}), data)
+    for _ in range(steps):
+        trainer.step()
+    return trainer, mode_coverage(trainer.sample(2500, seed=1), data.modes, data.sigma)
+
+
+# --- what infers latents ---
+
+
+def test_bigan_judges_images_with_their_own_latents_and_teaches_both_encoder_and_generator():
+    trainer, judged = small("bigan"), []
+    trainer.networks.discriminator.register_forward_hook(lambda _, pair, __: judged.append(pair))
+    loss_of(trainer, "discriminator")
+    draw, networks = drawn_again(trainer), trainer.networks
+    x, z = draw.real(), draw.latents()
+    torch.testing.assert_close(judged, [(x, networks.encoder(x)), (networks.generator(z), z)])
+    assert trainer.updates == {"discriminator": 0, "generator": 0}
+
+    torch.nn.init.zeros_(networks.discriminator.of_both[-2].weight)
+    for player in ("discriminator", "generator"):
+        assert loss_of(trainer, player)[f"{player}_loss"].item() == pytest.approx(2 * math.log(2))
+    figures, slopes = gradients(small("bigan"), "generator")
+    assert slopes["encoder"].any() and slopes["generator"].any()
+
+
+def test_bigans_generator_wants_what_its_discriminator_does_not():
+    trainer = small("bigan")
+    torch.nn.init.constant_(trainer.networks.discriminator.of_both[-2].bias, 3.0)
+    torch.nn.init.zeros_(trainer.networks.discriminator.of_both[-2].weight)
+    real, fake = math.log(1 + math.exp(-3)), math.log(1 + math.exp(3))
+    assert loss_of(trainer, "discriminator")["discriminator_loss"].item() == pytest.approx(real + fake)
+    scores = iter([3.0, -1.0])  # of (x, E(x)), then of (G(z), z)
+    trainer.networks.discriminator.forward = lambda x, z: x.new_full((len(x),), next(scores))
+    loss = trainer.variant.generator_loss(trainer.networks, drawn_again(trainer), None)[0]
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(3)) + math.log(1 + math.exp(1)))
+
+
+def test_alis_encoder_is_told_noise_that_bigans_is_not():
+    images = ganzoo.data.open("digits").fetch(torch.arange(5))["image"]
+    for stochastic, differs in ((False, False), (True, True)):
+        trainer = small("bigan", "digits", stochastic=stochastic)
+        inferred = [trainer.variant.inferred(trainer.networks, images, torch.full_like(images, c)) for c in (0.0, 1.0)]
+        assert torch.equal(*inferred) != differs
+        assert torch.equal(trainer.variant.encode(trainer.networks, images), inferred[0])
+
+
+def test_aaes_discriminator_takes_the_priors_latents_for_real_and_the_encoder_fools_it():
+    trainer, judged = small("aae", latent=3), []
+    trainer.networks.discriminator.register_forward_hook(lambda _, given, __: judged.append(given[0]))
+    loss_of(trainer, "discriminator")
+    draw = drawn_again(trainer)
+    torch.testing.assert_close(judged, [draw.latents(), trainer.networks.encoder(draw.real())])
+    for player, scores, expected in (("discriminator", [2.0, -1.0], (-2, -1)), ("encoder", [-1.0], (1,))):
+        remaining = iter(scores)
+        trainer.networks.discriminator.forward = lambda latents: latents.new_full((len(latents),), next(remaining))
+        loss = getattr(trainer.variant, f"{player}_loss")(trainer.networks, drawn_again(trainer), None)[0]
+        assert loss.item() == pytest.approx(sum(math.log(1 + math.exp(score)) for score in expected))
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+def test_vaes_loss_is_the_negative_bound_in_nats(likelihood):
+    trainer = small("vae", "digits", latent=5, likelihood=likelihood)
+    networks = trainer.networks.eval()
+    torch.nn.init.constant_(networks.encoder[-1].bias[5:], -3.0)
+    found = loss_of(trainer, "generator")["generator_loss"]
+    draw = drawn_again(trainer)
+    x, noise = draw.real(), draw.normal(5)
+    mean, log_variance = networks.encoder(x).chunk(2, 1)
+    posterior = torch.distributions.Normal(mean, log_variance.exp().sqrt())
+    latents = mean + posterior.stddev * noise
+    torch.testing.assert_close(trainer.variant.inferred(networks, x, noise)[0], latents)
+    rebuilt = networks.generator(latents)
+    if likelihood == "gaussian":
+        of_x = torch.distributions.Normal(rebuilt, networks.generator.log_scale.exp()).log_prob(x)
+    else:
+        of_x = torch.distributions.Bernoulli((rebuilt + 1) / 2, validate_args=False).log_prob((x + 1) / 2)
+    divergence = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0))
+    bound = of_x.flatten(1).sum(1) - divergence.sum(1)
+    torch.testing.assert_close(found, -bound.mean())
+
+
+def test_a_vae_of_bits_needs_images():
+    with pytest.raises(ArgumentError, match="likelihood must be gaussian for points, got bernoulli."):
+        small("vae", likelihood="bernoulli")
+
+
+def test_vaegan_measures_reconstructions_by_the_discriminators_features_which_it_leaves_to_the_game():
+    trainer = small("vae-gan", gamma=3.0)
+    networks, last = trainer.networks, trainer.networks.discriminator[-2]
+    seen = []
+    last.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    figures, before = gradients(trainer, "encoder")
+    draw = drawn_again(trainer)
+    x, noise = draw.real(), draw.normal(2)
+    mean, log_variance = networks.encoder(x).chunk(2, 1)
+    for images in (x, networks.generator(mean + (log_variance / 2).exp() * noise)):
+        networks.discriminator(images)
+    error = (seen[0] - seen[1]).square().sum(1).mean() / 2
+    divergence = (mean.square() + log_variance.exp() - log_variance - 1).sum(1).mean() / 2
+    torch.testing.assert_close(figures["encoder_loss"], error + divergence)
+
+    # a discriminator whose judgement is another one: the encoder's gradient stays, the game's part of the others' losses changes
+    generator = loss_of(trainer, "generator")["generator_loss"]
+    torch.nn.init.zeros_(last.weight), torch.nn.init.constant_(last.bias, 1.0)
+    assert torch.equal(gradients(trainer, "encoder")[1]["encoder"], before["encoder"])
+    high, low = math.log(1 + math.exp(1)), math.log(1 + math.exp(-1))
+    assert loss_of(trainer, "discriminator")["discriminator_loss"].item() == pytest.approx(low + 2 * high)
+    assert not gradients(trainer, "discriminator")[1]["discriminator"][: -last.weight.numel() - 1].any()
+    changed = loss_of(trainer, "generator")["generator_loss"]
+    assert changed.item() == pytest.approx(3 * figures["error"].item() + 2 * low, rel=1e-4) and changed != generator
+
+
+def test_reconstructions_come_from_an_encoder_and_are_measured(tmp_path):
+    data = ganzoo.data.open("digits")
+    for name in ("vae", "reg-gan"):
+        trainer = small(name, "digits", width=4, latent=16)
+        for _ in range(3):
+            trainer.step()
+        save_checkpoint(tmp_path, trainer)
+        generator, images = load(tmp_path), data.fetch(torch.arange(300))["image"]
+        rebuilt, networks = generator.reconstruct(images), trainer.sampling()
+        torch.testing.assert_close(rebuilt, networks.generator(trainer.variant.encode(networks, images)))
+        found = reconstruction_error(generator, data, 300)
+        assert found.value == pytest.approx((rebuilt - images).square().mean().sqrt().item(), rel=1e-5)
+        assert str(found).endswith("(extractor pixels; reference digits/all, 300 of 1797; resize none; 300 samples)")
+    with pytest.raises(ArgumentError, match=r"images must be of shape \(1, 8, 8\), as digits has, got \(1, 4, 4\)"):
+        generator.reconstruct(torch.zeros(1, 1, 4, 4))
+    save_checkpoint(tmp_path, small("gan", "digits"))
+    with pytest.raises(Error, match="gan cannot reconstruct images: it has no encoder."):
+        load(tmp_path).reconstruct(images)
+
+
+@pytest.mark.parametrize("name, steps, error", [("vae", 400, 0.05), ("vae-gan", 500, 0.1)])
+def test_what_infers_latents_rebuilds_the_ring_and_draws_its_modes(name, steps, error):
+    trainer, coverage = ring(name, steps, lr=1e-3)
+    networks, points = trainer.sampling(), ganzoo.data.open("ring").fetch(torch.arange(500))["image"]
+    rebuilt = networks.generator(trainer.variant.encode(networks, points))
+    assert coverage.modes >= 6 and (rebuilt - points).square().mean().sqrt() < error
