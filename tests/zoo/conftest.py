@@ -39,13 +39,28 @@ TINY = {
     "aae": dict(width=4),
     "bigan": dict(width=4),
     "vae-gan": dict(width=4),
+    "cyclegan": dict(width=2, blocks=1, batch=4),
+    "srgan": dict(width=2, blocks=1, pretraining=2, doublings=1),
 }
 """Options that make each variant quick, and visit both phases of WGAN's schedule, and of StyleGAN's growing, within a few steps."""
 
-PAIRS = ("glyphs", "form=paired", "size=16")
-DATA = {"pix2pix": PAIRS, "biggan": ("digits",)}
+DATA = {
+    "pix2pix": ("glyphs", "form=paired", "size=16"),
+    "biggan": ("digits",),
+    "cyclegan": ("glyphs", "form=unpaired", "size=16"),
+    "srgan": ("digits",),
+}
 """What those train on for which digits' images alone will not do: a word and options, as on the command line."""
-IMAGES_ONLY = {"pix2pix", "sagan", "biggan", "stylegan", "stylegan2", "stylegan3"}
+IMAGES_ONLY = {
+    "pix2pix",
+    "sagan",
+    "biggan",
+    "stylegan",
+    "stylegan2",
+    "stylegan3",
+    "cyclegan",
+    "srgan",
+}
 """Those that points in the plane are nothing for."""
 
 

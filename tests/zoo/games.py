@@ -10,7 +10,7 @@ from torch import nn
 from ganzoo.data.base import Tensors
 from ganzoo.objectives import minimax_discriminator, minimax_generator, non_saturating_generator
 from ganzoo.training import distributed
-from ganzoo.variants import Networks, Player, Regularizer, Variant, began, unrolled, wgan
+from ganzoo.variants import Networks, Player, Regularizer, Variant, began, cyclegan, unrolled, wgan
 
 RANDOM = torch.Generator().manual_seed(0)
 POINTS = Tensors("points", {"image": torch.randn(64, 2, generator=RANDOM, dtype=torch.float64)})
@@ -249,67 +249,13 @@ class CoGAN(Game):
         return torch.cat(networks.generator(latents), 3)
 
 
-class ImagePool(nn.Module):
-    """The last images shown to a judge: each new one is shown itself, or takes the place of an old one that is shown instead."""
-
-    def __init__(self, size, shape):
-        super().__init__()
-        self.register_buffer("images", torch.zeros(size, *shape))
-        self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
-
-    @torch.no_grad()
-    def forward(self, fake, choices):
-        """The images to show for these, by one number in [0, 1) for each."""
-        fake, choices, size = distributed.gather(fake.detach()), distributed.gather(choices), len(self.images)
-        order = torch.arange(len(fake), device=fake.device)
-        free = self.filled + order
-        place = torch.where(free < size, free, (2 * choices % 1 * size).long())
-        shown = torch.where(((free < size) | (choices < 0.5)).view(-1, 1, 1, 1), fake, self.images[place])
-        self.images[place] = fake
-        self.filled.add_(len(fake)).clamp_(max=size)
-        share = len(fake) // distributed.size()
-        return shown[distributed.rank() * share :][:share]
-
-
-class CycleGAN(Game):
+@dataclass
+class CycleGAN(cyclegan.CycleGAN):
     data = DOMAINS
-    samplers = ("to_b", "shown")
-
-    def networks(self, data, ops):
-        to_a, to_b = nn.Conv2d(1, 1, 3, 1, 1), nn.Conv2d(1, 1, 3, 1, 1)
-        pools = {f"pool_{domain}": ImagePool(12, data.shape) for domain in "ab"}
-        return Networks(
-            to_a=to_a, to_b=to_b, judge_a=score(), judge_b=score(), **pools, shown=torch.zeros(16, *data.shape)
-        )
-
-    def enter(self, networks, draw, ops):
-        networks.shown.copy_(draw.real("a", count=16))
-
-    def judges_loss(self, networks, draw, ops):
-        a, b = draw.real("a"), draw.real("b")
-        fake_a = networks.pool_a(networks.to_a(b), draw.uniform())
-        fake_b = networks.pool_b(networks.to_b(a), draw.uniform())
-        loss = (networks.judge_a(a) - 1).square().mean() + networks.judge_a(fake_a).square().mean()
-        return loss + (networks.judge_b(b) - 1).square().mean() + networks.judge_b(fake_b).square().mean(), {}
-
-    def generators_loss(self, networks, draw, ops):
-        a, b = draw.real("a"), draw.real("b")
-        fake_a, fake_b = networks.to_a(b), networks.to_b(a)
-        fooling = (networks.judge_a(fake_a) - 1).square().mean() + (networks.judge_b(fake_b) - 1).square().mean()
-        cycle = (networks.to_a(fake_b) - a).abs().mean() + (networks.to_b(fake_a) - b).abs().mean()
-        return fooling + 10 * cycle, {"cycle": cycle}
-
-    def players(self, ops):
-        return {
-            "generators": Player(("to_a", "to_b"), self.generators_loss, self.adam(ops)),
-            "judges": Player(("judge_a", "judge_b"), self.judges_loss, self.adam(ops)),
-        }
-
-    def schedule(self, step):
-        return ["generators", "judges"]
-
-    def sample(self, networks, latents, labels=None):
-        return networks.to_b(networks.shown[torch.arange(len(latents)) % len(networks.shown)])
+    batch: int = 4
+    width: int = 1
+    blocks: int = 1
+    pool: int = 6
 
 
 class LAPGAN(Game):

@@ -6,8 +6,12 @@ import torch
 from torch import nn
 
 from ganzoo import ArgumentError, Trainer
+from ganzoo.metrics import evaluate, psnr
 from ganzoo.networks import patch, unet
-from ganzoo.training.run import RunOptions, settle_data
+from ganzoo.training.checkpoint import Generator
+from ganzoo.training.evaluate import evaluate_run
+from ganzoo.training.run import RunOptions, settle_data, train
+from ganzoo.variants.cyclegan import ImagePool
 from ganzoo.variants.translating import beside
 
 
@@ -74,6 +78,45 @@ def test_pictures_show_the_source_beside_the_result():
 
     grey, colour = torch.rand(2, 1, 4, 4), torch.rand(2, 3, 8, 8)
     assert beside(grey, colour).shape == (2, 3, 8, 16) and torch.equal(beside(grey, colour)[..., 8:], colour)
+
+
+@pytest.fixture
+def evaluated(tmp_path, monkeypatch):
+    """The figures that `ganzoo evaluate` has of a run of a few steps, by name, and the run's generator."""
+    monkeypatch.setenv("GANZOO_CACHE", str(tmp_path / "cache"))
+
+    def evaluate(name, data_options, **options):
+        run = RunOptions(data_options=data_options, compare_blocks=0, tensorboard=False, runs=str(tmp_path))
+        folder = train(ganzoo.create(name, steps=2, width=2, **options), run, "")
+        return {figure.name.split(" (")[0]: figure.value for figure in evaluate_run(folder, n=40)}, ganzoo.load(folder)
+
+    return evaluate
+
+
+def test_pairs_are_evaluated_by_what_each_image_should_have_become(evaluated):
+    figures, generator = evaluated("pix2pix", ("size=16",))
+    sample = pairs().fetch(torch.arange(40))
+    apart = generator.translate(sample["a"], seed=1) - sample["b"]
+    assert figures["L1 to the partner"] == pytest.approx(apart.abs().mean().item(), rel=1e-5)
+    assert figures["PSNR to the partner, dB"] == pytest.approx(psnr(apart, torch.zeros(1)).mean().item(), rel=1e-5)
+    plain = psnr(sample["a"], sample["b"]).mean().item()
+    assert figures["PSNR of what it was made of, dB"] == pytest.approx(plain, rel=1e-5)
+    assert "Fréchet distance" in figures
+
+
+def test_domains_are_evaluated_by_what_becomes_of_the_first_against_the_second(evaluated):
+    figures, generator = evaluated("cyclegan", ("size=16",), blocks=1)
+    domains = ganzoo.data.open("glyphs", form="unpaired", size=16)
+    made = generator.translate(domains["a"].fetch(torch.arange(40))["image"])
+    expected = evaluate(made, domains["b"], "pixels")
+    assert figures["Fréchet distance"] == pytest.approx(expected[0].value) and len(figures) == len(expected)
+
+
+def test_only_what_translates_translates(images):
+    trainer = Trainer(ganzoo.create("gan", width=2), images)
+    generator = Generator(trainer.variant, trainer.data, 0, trainer.networks)
+    with pytest.raises(ganzoo.Error, match="ganzoo: gan makes images of latents, not of images."):
+        generator.translate(images)
 
 
 # --- networks ---
@@ -172,3 +215,69 @@ def test_pix2pixs_noise_is_dropout_and_stays_when_sampling():
     assert not network.training
     x = pairs().fetch(torch.arange(2))["a"]
     assert not torch.equal(network(x), network(x))
+
+
+# --- CycleGAN ---
+
+
+def test_a_pool_shows_old_images_half_of_the_time_and_keeps_what_takes_their_place():
+    pool, images = ImagePool(3, (1,)), torch.arange(10.0).view(10, 1)
+    assert torch.equal(pool(images[:2], torch.tensor([0.9, 0.1])), images[:2])  # there is room, whatever is drawn
+    shown = pool(images[2:7], torch.tensor([0.7, 0.4, 0.5, 0.6, 0.99]))
+    # room for 2; 3 is shown and not kept; 4 takes the place of 0, 5 that of 4, which came in this very batch, 6 that of 2
+    assert shown.flatten().tolist() == [2, 3, 0, 4, 2]
+    assert pool.images.flatten().tolist() == [5, 1, 6] and pool.filled == 3
+
+
+def test_cyclegan_goes_there_and_back_on_both_sides_and_halves_the_judges_losses():
+    variant = ganzoo.create("cyclegan", width=2, blocks=1, batch=2, cycle_weight=3.0, identity_weight=0.5)
+    trainer = Trainer(variant, ganzoo.data.open("glyphs", form="unpaired", size=16))
+    networks = trainer.networks
+    for name in ("judge_a", "judge_b"):
+        nn.init.zeros_(getattr(networks, name)[-1].weight)
+    networks.to_a[-2].bias.data.fill_(0.3)  # of two generators that are not alike
+
+    def distance(x, y):
+        return (x - y).abs().mean()
+
+    figures = loss_of(trainer, "generators")
+    draw = drawn_again(trainer)
+    a, b = draw.real("a"), draw.real("b")
+    there, back = networks.to_b(a), networks.to_a(b)
+    aba, bab = distance(networks.to_a(there), a), distance(networks.to_b(back), b)
+    same = distance(networks.to_a(a), a) + distance(networks.to_b(b), b)
+    (
+        torch.testing.assert_close(figures["A→B→A"], aba.detach()),
+        torch.testing.assert_close(figures["B→A→B"], bab.detach()),
+    )
+    torch.testing.assert_close(figures["generators_loss"], (1 + 1 + 3 * (aba + bab) + 0.5 * 3 * same).detach())
+    assert loss_of(trainer, "judges", 1)["judges_loss"].item() == pytest.approx(
+        1 / 2 + 1 / 2
+    )  # scores of 0, which are those of fakes
+
+
+def test_cyclegans_judges_see_the_pool_and_its_learning_rate_falls_from_half_way():
+    trainer = Trainer(
+        ganzoo.create("cyclegan", width=2, blocks=1, batch=2, pool=2, steps=8),
+        ganzoo.data.open("glyphs", form="unpaired", size=16),
+    )
+    trainer.step()
+    judged, old = [], trainer.networks.pool_a.images.clone()
+    trainer.networks.judge_a.register_forward_hook(lambda _, inputs, out: judged.append(inputs[0].detach()))
+    seen = 0
+    for update in range(2, 12):
+        loss_of(trainer, "judges", update)
+        seen += sum(any(torch.equal(image, kept) for kept in old) for image in judged[-1])
+    assert seen == 2  # each of the images of the first step once more
+    rates = []
+    for _ in range(7):
+        trainer.step()
+        rates.append(trainer._optimizers["judges"].param_groups[0]["lr"] / 2e-4)
+    assert rates == pytest.approx([1, 1, 1, 1, 3 / 4, 2 / 4, 1 / 4])
+
+
+def test_there_and_back_comes_closer():
+    variant = ganzoo.create("cyclegan", width=4, blocks=1, batch=4, steps=40, lr=2e-3)
+    trainer = Trainer(variant, ganzoo.data.open("glyphs", form="unpaired", size=16))
+    errors = [trainer.step()["A→B→A"].item() for _ in range(40)]
+    assert sum(errors[-5:]) < 0.5 * sum(errors[:5])

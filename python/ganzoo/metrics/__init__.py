@@ -12,6 +12,7 @@ from ganzoo.metrics.inception_score import inception_score
 from ganzoo.metrics.kernel import kernel_distance
 from ganzoo.metrics.modes import count_coverage, mode_coverage
 from ganzoo.metrics.neighbours import neighbourhoods
+from ganzoo.metrics.psnr import psnr
 from ganzoo.metrics.wasserstein import wasserstein_distance
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "mode_coverage",
     "moments",
     "neighbourhoods",
+    "psnr",
     "sample_count",
     "wasserstein_distance",
 ]

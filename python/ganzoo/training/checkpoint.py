@@ -15,7 +15,7 @@ import torch
 from ganzoo.errors import ArgumentError, Error
 from ganzoo.files import write_atomically
 from ganzoo.training.draw import check_seed, private_random
-from ganzoo.training.loop import draw_samples
+from ganzoo.training.loop import SAMPLING_BATCH, draw_samples
 from ganzoo.training.ops import get_ops
 from ganzoo.variants.base import DataInfo, Networks, create_saved
 
@@ -129,6 +129,14 @@ class Generator:
             )
         latents = self.variant.encode(self.networks, images)
         return self.variant.sample(self.networks, latents)
+
+    @torch.no_grad()
+    def translate(self, images, seed=0):
+        """What the generator of a variant that translates makes of images (N, C, H, W) in [−1, 1]."""
+        if not hasattr(self.variant, "translate"):
+            raise Error(f"{self.variant.name} makes images of latents, not of images.")
+        with private_random(seed, "cpu"):
+            return torch.cat([self.variant.translate(self.networks, part) for part in images.split(SAMPLING_BATCH)])
 
     @torch.no_grad()
     def interpolate(self, between=2, frames=9, *, space="z", path="slerp", seed=0, label=0):

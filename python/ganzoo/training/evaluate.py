@@ -5,17 +5,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
-import ganzoo.data
+from ganzoo.data.base import DataSet
 from ganzoo.errors import ArgumentError, Error
 from ganzoo.files import write_atomically
 from ganzoo.metrics.evaluate import evaluate, sample_count
 from ganzoo.metrics.extractors import BATCH
 from ganzoo.metrics.figure import Figure
+from ganzoo.metrics.psnr import psnr
 from ganzoo.training import distributed
 from ganzoo.training.checkpoint import load
-from ganzoo.training.loop import as_device
-from ganzoo.training.run import open_data, read_config
+from ganzoo.training.loop import as_device, as_sources, check_form
+from ganzoo.training.run import RunOptions, open_data, read_config, settle_data
+from ganzoo.variants.translating import Translating
 
 EVALUATION = "evaluation.jsonl"
 
@@ -39,17 +42,59 @@ def evaluate_run(run, *, data="", n=0, extractor="", seed=1, device="cpu"):
     generator, folder = load(run), Path(run)
     if not data and not folder.is_dir():
         raise Error(f"{run} is not the folder of a run, so --data must say what to compare with.")
-    reference = ganzoo.data.open(data) if data else open_data(read_config(folder)[1])
-    if isinstance(reference, dict):
+    options = RunOptions(data=data) if data else read_config(folder)[1]
+    settle_data(generator.variant, options)
+    reference = open_data(options)
+    if isinstance(generator.variant, Translating):
+        check_form(generator.variant, as_sources(reference, 1))
+        figures = _translated(generator, reference, n, extractor or "pixels", seed, device)
+    elif isinstance(reference, dict):
         raise Error("there are no metrics for domains of images.")
-    n = n or sample_count(reference)
-    labels = torch.arange(n) % generator.data.classes if generator.variant.conditional else None
-    samples = generator.sample(n, seed=seed, labels=labels)
-    figures = evaluate(samples, reference, extractor, labels, device)
-    if "encoder" in generator.variant.samplers:
-        figures.append(reconstruction_error(generator, reference, n))
+    else:
+        n = n or sample_count(reference)
+        labels = torch.arange(n) % generator.data.classes if generator.variant.conditional else None
+        figures = evaluate(generator.sample(n, seed=seed, labels=labels), reference, extractor, labels, device)
+        if "encoder" in generator.variant.samplers:
+            figures.append(reconstruction_error(generator, reference, n))
     if folder.is_dir() and distributed.rank() == 0:
         path = folder / EVALUATION
         lines = [json.dumps({"step": generator.steps, "seed": seed, **asdict(figure)}) + "\n" for figure in figures]
         write_atomically(path, ((path.read_text() if path.exists() else "") + "".join(lines)).encode())
     return figures
+
+
+class _Wanted(DataSet):
+    """What images are to become, of data that are pairs for a variant, as a set of images."""
+
+    def __init__(self, variant, data):
+        self._variant, self._data = variant, data
+        shape = self.fetch(torch.zeros(1, dtype=torch.int64))["image"].shape[1:]
+        super().__init__(data.name, shape, split=f"{data.split}, what is wanted")
+
+    def __len__(self):
+        return len(self._data)
+
+    def fetch(self, indices):
+        return {"image": self._variant.pair(self._data.fetch(indices))[1]}
+
+
+def _translated(generator, reference, n, extractor, seed, device):
+    """What becomes of the images of a domain, against those of the other; of pairs also against the very images that they should become,
+    beside what enlarging alone makes of them."""
+    variant = generator.variant
+    if isinstance(reference, dict):
+        wanted, numbers = reference["b"], torch.arange(min(n or sample_count(reference["b"]), len(reference["a"])))
+        made = generator.translate(reference["a"].fetch(numbers)["image"], seed)
+        return evaluate(made, wanted, extractor, device=device)
+    wanted = _Wanted(variant, reference)
+    numbers = torch.arange(min(n or sample_count(wanted), len(wanted)))
+    given, partners = variant.pair(reference.fetch(numbers))
+    made, plain = generator.translate(given, seed), F.interpolate(given, size=partners.shape[2:], mode="bicubic")
+    values = {
+        "L1 to the partner": (made - partners).abs().mean(),
+        "PSNR to the partner, dB": psnr(made, partners).mean(),
+        "PSNR of what it was made of, dB": psnr(plain, partners).mean(),
+    }
+    split = f"{wanted.name}/{wanted.split}, {len(numbers)} of {len(wanted)}"
+    figures = [Figure(name, value.item(), "pixels", split, "bicubic", len(made)) for name, value in values.items()]
+    return evaluate(made, wanted, extractor, device=device) + figures

@@ -106,7 +106,7 @@ class Trainer:
         distributed.check_shares(variant, self._shares)
         self.sources = {domain: source.to(self.device) for domain, source in sources.items()}
         self.data = describe(self.sources)
-        _check_form(variant, self.sources, self.data)
+        check_form(variant, self.sources)
         if variant.conditional and not self.data.classes:
             raise ArgumentError("data", "labelled, for a variant that is conditional", f"no labels of {self.data.name}")
         self._ops, self._precision, self._compile, self._cuda_graph = get_ops(ops), precision, compile, cuda_graph
@@ -402,7 +402,9 @@ def carry_over(before, after):
     after.load_state_dict(kept, strict=False)
 
 
-def _check_form(variant, sources, data):
+def check_form(variant, sources):
+    """Raise where a variant that learns from pairs or domains is given other data."""
+    data = describe(sources)
     found = "unpaired" if len(sources) > 1 else "paired"
     if variant.form and not (found == variant.form and {"a", "b"} <= data.fields.keys()):
         what = "pairs, with fields a and b" if variant.form == "paired" else "two domains, a and b"

@@ -42,11 +42,13 @@ class Pix2pix(Translating):
         )
 
     def enter(self, networks, draw, ops):
-        networks.sources.copy_(draw.batch(count=KEPT)["a"])
+        networks.sources.copy_(self.pair(draw.batch(count=KEPT))[0])
+
+    def pair(self, sample):
+        return sample["a"], sample["b"]
 
     def discriminator_loss(self, networks, draw, ops):
-        pair = draw.batch()
-        a, b = pair["a"], pair["b"]
+        a, b = self.pair(draw.batch())
         real = networks.discriminator(torch.cat([a, b], 1))
         fake = networks.discriminator(torch.cat([a, networks.generator(a)], 1))
         return minimax_discriminator(real, fake) / 2, {
@@ -55,8 +57,7 @@ class Pix2pix(Translating):
         }
 
     def generator_loss(self, networks, draw, ops):
-        pair = draw.batch()
-        a, b = pair["a"], pair["b"]
+        a, b = self.pair(draw.batch())
         fake = networks.generator(a)
         distance = (b - fake).abs().mean()
         fooling = non_saturating_generator(networks.discriminator(torch.cat([a, fake], 1)))

@@ -14,12 +14,17 @@ class Translating(Variant):
     """A variant that makes images of images. To sample without data it keeps a few to start from, as a buffer of the game, `sources`;
     a latent is a number in [0, 1) that says which of them.
 
-    A subclass gives `translate(networks, images)`.
+    A subclass gives `translate(networks, images)` and, unless its data are domains, `pair(sample)`.
     """
 
     samplers = ("generator", "sources")
 
     def translate(self, networks, images):
+        """What the generator makes of images."""
+        raise NotImplementedError
+
+    def pair(self, sample):
+        """A batch of the data as what is to be translated and what it is to become."""
         raise NotImplementedError
 
     def latents(self, count, generator):
