@@ -41,6 +41,11 @@ TINY = {
     "vae-gan": dict(width=4),
     "cyclegan": dict(width=2, blocks=1, batch=4),
     "srgan": dict(width=2, blocks=1, pretraining=2, doublings=1),
+    "pacgan": dict(width=4),
+    "gman": dict(width=4, discriminators=2),
+    "d2gan": dict(width=4),
+    "mgan": dict(width=4, generators=3),
+    "mad-gan": dict(width=4, generators=3),
 }
 """Options that make each variant quick, and visit both phases of WGAN's schedule, and of StyleGAN's growing, within a few steps."""
 

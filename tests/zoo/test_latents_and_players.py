@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import ganzoo
 from ganzoo import Trainer
@@ -11,6 +12,7 @@ from ganzoo.errors import ArgumentError, Error
 from ganzoo.metrics.modes import mode_coverage
 from ganzoo.training.checkpoint import load, save_checkpoint
 from ganzoo.training.evaluate import reconstruction_error
+from ganzoo.variants.d2gan import log_softplus
 
 
 def small(name, data="ring", **options):
@@ -178,3 +180,137 @@ def test_what_infers_latents_rebuilds_the_ring_and_draws_its_modes(name, steps, 
     networks, points = trainer.sampling(), ganzoo.data.open("ring").fetch(torch.arange(500))["image"]
     rebuilt = networks.generator(trainer.variant.encode(networks, points))
     assert coverage.modes >= 6 and (rebuilt - points).square().mean().sqrt() < error
+
+
+# --- packs ---
+
+
+@pytest.mark.parametrize("data, wide", [("ring", (32, 6)), ("digits", (32, 3, 8, 8))])
+def test_pacgans_discriminator_alone_is_shown_packs_of_independent_samples(data, wide):
+    trainer, plain = small("pacgan", data, pack_size=3), small("gan", data)
+    variant, networks, shown = trainer.variant, trainer.networks, []
+    networks.discriminator.register_forward_hook(lambda _, given, __: shown.append(given[0]))
+    loss_of(trainer, "discriminator")
+    draw = drawn_again(trainer)
+    x, fake = draw.real(count=96), networks.generator(draw.latents(96))
+    torch.testing.assert_close(shown, [torch.cat(list(x.view(32, 3, *x.shape[1:]).unbind(1)), 1), variant.pack(fake)])
+    assert shown[0].shape == wide and len(x.flatten(1).unique(dim=0)) > 80 and len(fake.unique(dim=0)) == 96
+
+    for name, widened in (("generator", 0), ("discriminator", 1)):
+        packed, single = (getattr(each.networks, name).parameters() for each in (trainer, plain))
+        assert sum(a.shape != b.shape for a, b in zip(packed, single, strict=True)) == widened
+    assert variant.schedule(0) == [("discriminator", "generator")]
+    assert len(variant.scores(networks, x[:50])) == 16
+
+
+# --- several discriminators ---
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5, 3.0])
+def test_gmans_gradient_flows_through_the_weights(strength):
+    variant, losses = ganzoo.create("gman", strength=strength), torch.tensor([1.0, 2.0, 4.0], requires_grad=True)
+    mixed = variant.mixed(list(losses))
+    mixed.backward()
+    weights = torch.softmax(strength * losses.detach(), 0)
+    torch.testing.assert_close(mixed.detach(), (weights * losses.detach()).sum())
+    torch.testing.assert_close(losses.grad, weights * (1 + strength * (losses.detach() - mixed.detach())))
+
+
+def test_gman_plays_the_minimax_game_with_each_of_its_discriminators():
+    trainer = small("gman", discriminators=4)
+    for score, judge in enumerate(trainer.networks.discriminator):
+        torch.nn.init.zeros_(judge[-2].weight), torch.nn.init.constant_(judge[-2].bias, float(score))
+    high, low = ([math.log(1 + math.exp(sign * score)) for score in range(4)] for sign in (1, -1))
+    assert loss_of(trainer, "discriminator")["discriminator_loss"].item() == pytest.approx(sum(high) + sum(low))
+    assert trainer.images_drawn == 4 * 32
+    weights = [math.exp(-value) / sum(math.exp(-other) for other in high) for value in high]
+    expected = -sum(weight * value for weight, value in zip(weights, high))
+    assert loss_of(trainer, "generator")["generator_loss"].item() == pytest.approx(expected)
+
+
+def test_d2gans_discriminators_reward_real_and_generated_images():
+    trainer = small("d2gan", alpha=0.5, beta=0.25)
+    networks = trainer.networks
+    found = loss_of(trainer, "discriminator")["discriminator_loss"]
+    draw = drawn_again(trainer)
+    x, fake = draw.real(), networks.generator(draw.latents())
+    (first_x, first_fake), (second_x, second_fake) = (
+        [F.softplus(judge(images)) for images in (x, fake)] for judge in networks.discriminator
+    )
+    first = -0.5 * first_x.log().mean() + first_fake.mean()
+    second = second_x.mean() - 0.25 * second_fake.log().mean()
+    torch.testing.assert_close(found, first + second)
+    found = loss_of(trainer, "generator")["generator_loss"]
+    fake = networks.generator(drawn_again(trainer).latents())
+    first_fake, second_fake = (F.softplus(judge(fake)) for judge in networks.discriminator)
+    torch.testing.assert_close(found, -first_fake.mean() + 0.25 * second_fake.log().mean())
+
+
+def test_the_logarithm_of_a_discriminator_that_is_certain_keeps_its_gradient():
+    scores = torch.tensor([-200.0, -20.5, -19.5, 0.0, 30.0], requires_grad=True)
+    values = log_softplus(scores)
+    values.sum().backward()
+    wide = scores.detach().double()
+    torch.testing.assert_close(values[1:].double(), F.softplus(wide[1:]).log(), rtol=1e-6, atol=0)
+    assert values[0] == -200
+    slopes = wide.sigmoid() / F.softplus(wide)
+    torch.testing.assert_close(scores.grad.double(), torch.cat([torch.ones(1), slopes[1:].float()]).double())
+
+
+# --- several generators ---
+
+
+@pytest.mark.parametrize("name, shared_ends", [("mgan", (False, True)), ("mad-gan", (True, False))])
+@pytest.mark.parametrize("data", ["ring", "digits"])
+def test_generators_share_all_but_one_end_and_the_latents_choose_among_them(name, shared_ends, data):
+    trainer = small(name, data, generators=3)
+    generator, latents = trainer.networks.generator, trainer.variant.latents(300, torch.Generator().manual_seed(0))
+    counts = latents[:, -1].long().bincount()
+    assert latents.shape == (300, 3) and len(counts) == 3 and counts.min() > 70
+    shared = [len(list(part.parameters())) > 0 for part in (generator.before, generator.after)]
+    assert shared == list(shared_ends)
+
+    generator.eval()
+    before, chosen = generator(latents), latents[:, -1] == 1
+    with torch.no_grad():
+        for param in generator.own[1].parameters():
+            param.add_(0.5)
+    moved = (generator(latents) != before).flatten(1).any(1)
+    assert torch.equal(moved, chosen)
+    between = torch.tensor([[0.1, 0.2, 1.4], [0.1, 0.2, 1.0], [0.1, 0.2, 9.0], [0.1, 0.2, 2.0]])
+    drawn = generator(between)  # a way between latents leads between and beyond the numbers
+    torch.testing.assert_close(drawn[[0, 2]], drawn[[1, 3]])
+
+
+@pytest.mark.parametrize("name", ["mgan", "mad-gan"])
+def test_what_tells_generators_apart(name):
+    trainer = small(name, generators=3, **(dict(beta=0.5) if name == "mgan" else {}))
+    networks, outputs = trainer.networks, []
+    networks.discriminator.register_forward_hook(lambda _, __, output: outputs.append(output.detach()))
+    losses = [loss_of(trainer, player)[f"{player}_loss"].item() for player in ("discriminator", "generator")]
+    real, fake, again = outputs
+    draw = drawn_again(trainer)
+    latents = draw.latents()
+    assert fake.shape == (32, 4)
+    torch.testing.assert_close(networks.discriminator(networks.generator(latents)), again, rtol=1e-4, atol=1e-6)
+    who = latents[:, -1].long()
+
+    def cross_entropy(logits, classes):
+        return -logits.log_softmax(1)[torch.arange(32), classes].mean().item()
+
+    if name == "mgan":
+        told = [cross_entropy(each[:, 1:], who) for each in (fake, again)]
+        judged = F.softplus(-real[:, 0]).mean() + F.softplus(fake[:, 0]).mean()
+        expected = [judged.item() + told[0], F.softplus(-again[:, 0]).mean().item() + 0.5 * told[1]]
+    else:
+        expected = [cross_entropy(real, [3] * 32) + cross_entropy(fake, who), cross_entropy(again, [3] * 32)]
+    assert losses == pytest.approx(expected, rel=1e-4)
+    certain = torch.full((1, 4), -9.0).index_fill(1, torch.tensor([0 if name == "mgan" else 3]), 9.0)
+    networks.discriminator.forward = lambda _: torch.cat([certain, -certain])
+    high, low = trainer.variant.scores(networks, None)
+    assert high > 5 and low < -5
+
+
+@pytest.mark.parametrize("name", ["gman", "mad-gan"])
+def test_several_players_draw_the_modes_of_the_ring(name):
+    assert ring(name, 500, width=4)[1].modes >= 7
