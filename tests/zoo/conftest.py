@@ -46,6 +46,7 @@ TINY = {
     "d2gan": dict(width=4),
     "mgan": dict(width=4, generators=3),
     "mad-gan": dict(width=4, generators=3),
+    "lapgan": dict(width=1, doublings=1),
 }
 """Options that make each variant quick, and visit both phases of WGAN's schedule, and of StyleGAN's growing, within a few steps."""
 
@@ -54,6 +55,7 @@ DATA = {
     "biggan": ("digits",),
     "cyclegan": ("glyphs", "form=unpaired", "size=16"),
     "srgan": ("digits",),
+    "lapgan": ("digits",),
 }
 """What those train on for which digits' images alone will not do: a word and options, as on the command line."""
 IMAGES_ONLY = {
@@ -65,6 +67,7 @@ IMAGES_ONLY = {
     "stylegan3",
     "cyclegan",
     "srgan",
+    "lapgan",
 }
 """Those that points in the plane are nothing for."""
 

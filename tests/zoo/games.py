@@ -10,7 +10,7 @@ from torch import nn
 from ganzoo.data.base import Tensors
 from ganzoo.objectives import minimax_discriminator, minimax_generator, non_saturating_generator
 from ganzoo.training import distributed
-from ganzoo.variants import Networks, Player, Regularizer, Variant, began, cyclegan, unrolled, wgan
+from ganzoo.variants import Networks, Player, Regularizer, Variant, began, cyclegan, lapgan, unrolled, wgan
 
 RANDOM = torch.Generator().manual_seed(0)
 POINTS = Tensors("points", {"image": torch.randn(64, 2, generator=RANDOM, dtype=torch.float64)})
@@ -258,55 +258,13 @@ class CycleGAN(cyclegan.CycleGAN):
     pool: int = 6
 
 
-class LAPGAN(Game):
+@dataclass
+class LAPGAN(lapgan.LAPGAN):
     data = IMAGES
-    levels = (0, 1)
-    samplers = ("g0", "g1")
-
-    def networks(self, data, ops):
-        return Networks(
-            g0=mlp(2, 16, nn.Unflatten(1, (1, 4, 4))),
-            d0=nn.Sequential(nn.Flatten(), mlp(16, 1, nn.Flatten(0))),
-            g1=nn.Conv2d(2, 1, 3, 1, 1),
-            d1=nn.Sequential(nn.Conv2d(2, 4, 4, 2, 1), nn.Flatten(), nn.Linear(64, 1), nn.Flatten(0)),
-        )
-
-    def detailed(self, networks, coarse, noise):
-        """What the second level adds to images of half the size."""
-        coarse = F.interpolate(coarse, scale_factor=2)
-        return coarse, networks.g1(torch.cat([coarse, noise], 1))
-
-    def judged(self, level, networks, draw, real=True):
-        """Scores of real and generated images of a level; real ones only where asked for."""
-        images, noise = draw.real(), draw.normal(1, 8, 8)
-        small = F.avg_pool2d(images, 2)
-        if level == 0:
-            return real and networks.d0(small), networks.d0(networks.g0(draw.latents()))
-        coarse, detail = self.detailed(networks, small, noise)
-        own = real and networks.d1(torch.cat([coarse, images - coarse], 1))
-        return own, networks.d1(torch.cat([coarse, detail], 1))
-
-    def judge_loss(self, level, networks, draw, ops):
-        return minimax_discriminator(*self.judged(level, networks, draw)), {}
-
-    def level_loss(self, level, networks, draw, ops):
-        return non_saturating_generator(self.judged(level, networks, draw, real=False)[1]), {}
-
-    def players(self, ops):
-        sides = {"d": self.judge_loss, "g": self.level_loss}
-        return {
-            f"{side}{i}": Player((f"{side}{i}",), partial(loss, i), self.adam(ops))
-            for i in self.levels
-            for side, loss in sides.items()
-        }
-
-    def schedule(self, step):
-        return [f"{side}{i}" for i in self.levels for side in "dg"]
-
-    def sample(self, networks, latents, labels=None):
-        small = networks.g0(latents)
-        noise = torch.randn(len(latents), 1, 8, 8, device=latents.device, dtype=latents.dtype)
-        return sum(self.detailed(networks, small, noise))
+    batch: int = 8
+    latent: int = 2
+    width: int = 1
+    doublings: int = 1
 
 
 @dataclass

@@ -2,5 +2,9 @@
 
 
 def psnr(images, wanted):
-    """10 log₁₀(2²/MSE) in dB, (N,): the peak signal-to-noise ratio of each image (N, C, H, W), whose pixels lie in [−1, 1]."""
-    return 10 * (4 / (images - wanted).square().flatten(1).mean(1)).log10()
+    """10 log₁₀(2²/MSE) in dB: the peak signal-to-noise ratio of images (N, C, H, W) whose pixels lie in [−1, 1].
+
+    The mean square is taken over all of them, as if they were the patches of one image: a mean of their ratios would say how flat the
+    flattest ones are.
+    """
+    return 10 * (4 / (images - wanted).square().mean()).log10()

@@ -92,8 +92,8 @@ def _translated(generator, reference, n, extractor, seed, device):
     made, plain = generator.translate(given, seed), F.interpolate(given, size=partners.shape[2:], mode="bicubic")
     values = {
         "L1 to the partner": (made - partners).abs().mean(),
-        "PSNR to the partner, dB": psnr(made, partners).mean(),
-        "PSNR of what it was made of, dB": psnr(plain, partners).mean(),
+        "PSNR to the partner, dB": psnr(made, partners),
+        "PSNR of what it was made of, dB": psnr(plain, partners),
     }
     split = f"{wanted.name}/{wanted.split}, {len(numbers)} of {len(wanted)}"
     figures = [Figure(name, value.item(), "pixels", split, "bicubic", len(made)) for name, value in values.items()]

@@ -65,7 +65,14 @@ class SRGAN(Translating):
     def enter(self, networks, draw, ops):
         networks.sources.copy_(self.low(draw.real(count=KEPT)))
         if self.content:
-            self.features = torch.export.load(self.content).module().to(networks.sources.device)
+            self.features = self.loaded(networks.sources.device)
+
+    def loaded(self, device):
+        try:
+            return torch.export.load(self.content).module().to(device)
+        except Exception as error:  # torch.export.load raises whatever is wrong with the file makes its readers raise
+            wanted = f"a file that torch.export.save wrote ({type(error).__name__})"
+            raise ArgumentError("content", wanted, self.content) from error
 
     def low(self, x):
         return F.interpolate(x, scale_factor=2**-self.doublings, mode="bicubic", antialias=True)
@@ -80,7 +87,7 @@ class SRGAN(Translating):
         """G(x↓), its content loss, and how much closer it is than bicubic interpolation."""
         fake, phi = generator(low), self.features or torch.nn.Identity()
         bicubic = F.interpolate(low, size=x.shape[2:], mode="bicubic")
-        figures = {"PSNR": psnr(fake, x).mean(), "PSNR of bicubic": psnr(bicubic, x).mean()}
+        figures = {"PSNR": psnr(fake, x), "PSNR of bicubic": psnr(bicubic, x)}
         return fake, (phi(x) - phi(fake)).square().mean(), figures
 
     def discriminator_loss(self, networks, draw, ops):
