@@ -11,6 +11,8 @@ import ganzoo
 from ganzoo import Trainer
 from ganzoo.metrics.equivariance import eq_r, eq_t
 from ganzoo.networks import biggan, equalized, sagan, stylegan, stylegan2, stylegan3
+from ganzoo.training import evaluate
+from ganzoo.training.checkpoint import save_checkpoint
 from ganzoo.training.ops import get_ops
 
 OPS = get_ops("gankernels")
@@ -268,6 +270,8 @@ def test_every_weight_of_both_networks_has_norm_one_but_the_classes_embedding():
     for name, data in (("sagan", ganzoo.data.open("digits")), ("biggan", ganzoo.data.open("digits"))):
         for ops in ("gankernels", "stock"):
             trainer = Trainer(ganzoo.create(name, width=4, latent=8, batch=16), data, ops=ops)
+            with torch.no_grad():
+                torch._foreach_mul_(list(trainer.networks.parameters()), 3.0)
             for _ in range(3):
                 trainer.step()
             for network in (trainer.networks.generator, trainer.networks.discriminator):
@@ -535,3 +539,24 @@ def test_a_layers_magnitude_is_a_running_mean_that_evaluation_leaves_alone():
         first = layer(x, w)
         layer.magnitude.mul_(100)
     torch.testing.assert_close(layer(10 * x, w), first)
+
+
+@pytest.mark.parametrize("name", ["stylegan", "stylegan2", "stylegan3"])
+def test_a_trained_generator_interpolates_in_w_and_a_moving_one_is_measured(name, images, tmp_path, monkeypatch):
+    options = {"stylegan": dict(phase_steps=1), "stylegan3": dict(convolutions=3, margin=4)}
+    trainer = small(name, images, **options.get(name, {}))
+    trainer.step(), trainer.step()
+    save_checkpoint(tmp_path, trainer)
+    loaded = ganzoo.load(tmp_path)
+    generator, z = loaded.networks.generator, loaded.variant.latents(2, torch.Generator().manual_seed(0))
+    strip = loaded.interpolate(2, 5, space="w", path="lerp")
+    w = generator.mapping(z)
+    torch.testing.assert_close(strip[2:3], generator.synthesis(w.mean(0, keepdim=True)))
+    torch.testing.assert_close(loaded.sample(2), strip[[0, 4]].clamp(-1, 1))
+    monkeypatch.setattr(evaluate, "MOVED", 4)
+    if name == "stylegan3":
+        t, r = evaluate.equivariance(loaded, seed=0)
+        assert (t.name, r.name, t.n) == ("EQ-T in dB", "EQ-R in dB", 4)
+        assert t.value > r.value > 0
+    else:
+        assert loaded.variant.moved is None

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from ganzoo.data.base import DataSet
 from ganzoo.errors import ArgumentError, Error
 from ganzoo.files import write_atomically
+from ganzoo.metrics.equivariance import eq_r, eq_t
 from ganzoo.metrics.evaluate import evaluate, sample_count
 from ganzoo.metrics.extractors import BATCH
 from ganzoo.metrics.figure import Figure
@@ -21,6 +22,8 @@ from ganzoo.training.run import RunOptions, open_data, read_config, settle_data
 from ganzoo.variants.translating import Translating
 
 EVALUATION = "evaluation.jsonl"
+MOVED = 256
+"""Images that EQ-T and EQ-R are measured on."""
 
 
 def reconstruction_error(generator, data, n):
@@ -31,6 +34,18 @@ def reconstruction_error(generator, data, n):
         total += (generator.reconstruct(images) - images).square().flatten(1).mean(1).sum().item()
     error, split = (total / count) ** 0.5, f"{data.name}/{data.split}, {count} of {len(data)}"
     return Figure("reconstruction error", error, "pixels" if images.dim() == 4 else "coordinates", split, "none", count)
+
+
+def equivariance(generator, seed):
+    """EQ-T and EQ-R of a generator's images, before what brings them into [−1, 1]."""
+    size, latents = generator.data.shape[-1], generator.variant.latents(MOVED, torch.Generator().manual_seed(seed))
+
+    def synthesize(index, shift, turn):
+        at = slice(index, index + 1)
+        return generator.variant.moved(generator.networks, latents[at], torch.tensor([shift]), torch.tensor([turn]))[0]
+
+    figures = {"EQ-T": eq_t(synthesize, MOVED, size, seed), "EQ-R": eq_r(synthesize, MOVED, size, seed)}
+    return [Figure(f"{name} in dB", value, "pixels", "none", "none", MOVED) for name, value in figures.items()]
 
 
 def evaluate_run(run, *, data="", n=0, extractor="", seed=1, device="cpu"):
@@ -56,6 +71,8 @@ def evaluate_run(run, *, data="", n=0, extractor="", seed=1, device="cpu"):
         figures = evaluate(generator.sample(n, seed=seed, labels=labels), reference, extractor, labels, device)
         if "encoder" in generator.variant.samplers:
             figures.append(reconstruction_error(generator, reference, n))
+        if generator.variant.moved:
+            figures += equivariance(generator, seed)
     if folder.is_dir() and distributed.rank() == 0:
         path = folder / EVALUATION
         lines = [json.dumps({"step": generator.steps, "seed": seed, **asdict(figure)}) + "\n" for figure in figures]

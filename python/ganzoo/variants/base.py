@@ -162,6 +162,10 @@ class Variant(Checked):
         """The latents of images, of a variant with an `encoder` among its `samplers`: `sample` rebuilds the images from them."""
         return networks.encoder(images)
 
+    moved: ClassVar[Callable | None] = None
+    """`moved(networks, latents, shift, turn)`, of a variant that claims to be equivariant: samples whose start is turned by so many radians
+    (N,), from x towards y, and then shifted by (N, 2) in units of the image. EQ-T and EQ-R say how well they follow."""
+
     def scores(self, networks, images, labels=None):
         """What the `adversary` gives images, (N,); higher for those it takes for real."""
         adversary = getattr(networks, self.adversary)

@@ -50,3 +50,7 @@ class StyleGAN3(LazyR1):
 
     def generator_player(self, ops):
         return Player(("generator",), self.generator_loss, self.adam(ops), ema=self.ema)
+
+    def moved(self, networks, latents, shift, turn):
+        w = networks.w_mean.lerp(networks.generator.mapping(latents), self.truncation)
+        return networks.generator.synthesis(w, shift, turn)
