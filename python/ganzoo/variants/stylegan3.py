@@ -25,16 +25,14 @@ class StyleGAN3(LazyR1):
     steps: Count = 1000
     width: Count = 8
     ema: Decay = 0.99
-    depth: Count = 2
-    """Layers of the mapping network."""
     mixing: Share = 0.0
     """Share of the images with two styles in training."""
     configuration: Literal["t", "r"] = "t"
     """t: 3×3 convolutions; r: 1×1 convolutions and filters of the same form in all directions."""
     convolutions: Annotated[int, Range(lambda value: value >= 3, "at least 3")] = 4
     """Modulated convolutions before the one to the image, which the paper has 14 of."""
-    margin: CountOrZero = 10
-    """Pixels that maps have beyond the image's edges."""
+    margin: CountOrZero = 6
+    """Pixels that maps have beyond the image's edges, which the paper has 10 of: more is slower, and equivariant to more decibels."""
 
     def networks(self, data, ops):
         radial, options = self.configuration == "r", (self.depth, self.convolutions, self.margin)
