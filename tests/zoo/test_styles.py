@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from .conftest import TINY
 
 import ganzoo
 from ganzoo import Trainer
@@ -560,3 +561,14 @@ def test_a_trained_generator_interpolates_in_w_and_a_moving_one_is_measured(name
         assert t.value > r.value > 0
     else:
         assert loaded.variant.moved is None
+
+
+@pytest.mark.parametrize("name", ["sagan", "biggan", "stylegan", "stylegan2", "stylegan3"])
+def test_style_and_attention_train_alike_in_lower_precision(name):
+    variant, data = ganzoo.create(name, **TINY[name], latent=8, batch=16), ganzoo.data.open("digits")
+    for player in variant.players(OPS):
+        full, low = Trainer(variant, data), Trainer(variant, data, precision="bf16")
+        expected, found = full._take([player]), low._take([player])
+        torch.testing.assert_close({key: value.float() for key, value in found.items()}, expected, rtol=0.05, atol=0.05)
+    assert all(parameter.dtype == torch.float32 for parameter in low.networks.parameters())
+    assert all(value.isfinite() for value in low.step().values())
