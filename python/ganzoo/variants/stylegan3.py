@@ -22,7 +22,6 @@ class StyleGAN3(LazyR1):
     Source: Karras et al. (2021), arXiv:2106.12423, sections 3 and 4.
     """
 
-    steps: Count = 1000
     width: Count = 8
     ema: Decay = 0.99
     mixing: Share = 0.0
