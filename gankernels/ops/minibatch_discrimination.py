@@ -26,7 +26,7 @@ def _reference_of_m(m: torch.Tensor) -> torch.Tensor:
 
 
 def _matrices(x: torch.Tensor, T: torch.Tensor) -> torch.Tensor:
-    return (x.flatten(1) @ T.flatten(1)).unflatten(1, T.shape[1:])
+    return (x.flatten(1) @ T.flatten(1)).reshape(x.shape[0], *T.shape[1:])  # dynamo traces no unflatten below a mode
 
 
 def reference(x: torch.Tensor, T: torch.Tensor) -> torch.Tensor:

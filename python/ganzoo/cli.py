@@ -1,6 +1,7 @@
 """The command line. `ganzoo train <variant>` takes the fields of the variant's dataclass and of a run's."""
 
 import contextlib
+import dataclasses
 import functools
 import io
 import re
@@ -21,10 +22,17 @@ OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Storage size calcula
 
 
 def list_command():
-    """List the variants."""
-    width = max(map(len, list_variants()))
+    """List the variants, and the techniques with their options."""
+    from ganzoo.techniques import list_techniques, technique_class
+
+    width = max(map(len, [*list_variants(), *list_techniques()]))
     for name in list_variants():
         print(f"{name:{width}}  {variant_class(name).__doc__.splitlines()[0]}")
+    print("\nFor --techniques, as name or name:option=value,option=value:\n")
+    for name in list_techniques():
+        technique = technique_class(name)
+        options = ", ".join(f"{field.name}={field.default}" for field in dataclasses.fields(technique))
+        print(f"{name:{width}}  {technique.__doc__.splitlines()[0]}{f' ({options})' if options else ''}")
 
 
 def sample_command(

@@ -12,6 +12,8 @@ Where a discriminator is an energy, or a loss to be small on real images, it is 
 say so.
 """
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 
@@ -19,6 +21,38 @@ from ganzoo.training import distributed
 
 STEEPEST = 20.0
 """Scores above this are of no further advantage in the maximum-likelihood game: e²⁰ is short of what a run takes for divergence."""
+_RELABELS = []
+
+
+@contextlib.contextmanager
+def labels(relabel):
+    """Within this context, discriminators of two classes are told other labels than 1 of real samples and 0 of generated ones.
+
+    `relabel(label, real, scores, leaning)` returns the label t, a number or (N,), of samples that are real or not, in place of `label`.
+    `leaning()` is above 0 where a score says real, and below 0 where it says generated.
+    """
+    _RELABELS.append(relabel)
+    try:
+        yield
+    finally:
+        _RELABELS.pop()
+
+
+def _told(scores, real, as_real, as_fake):
+    """E [t·as_real(ℓ) + (1 − t)·as_fake(ℓ)], t the label of these samples. For cross entropy that is the one with soft labels; for least
+    squares the one with codes in between, but for a constant."""
+    label = 1.0 if real else 0.0
+    for relabel in _RELABELS:
+        label = relabel(label, real, scores, lambda: as_fake(scores) - as_real(scores))
+    if isinstance(label, torch.Tensor):
+        label = label.view(-1, *[1] * (scores.dim() - 1))
+    elif label in (0, 1):
+        return (as_real if label else as_fake)(scores).mean()
+    return (label * as_real(scores) + (1 - label) * as_fake(scores)).mean()
+
+
+def _two_classes(real, fake, as_real, as_fake):
+    return _told(real, True, as_real, as_fake) + _told(fake, False, as_real, as_fake)
 
 
 def minimax_discriminator(real, fake):
@@ -26,7 +60,7 @@ def minimax_discriminator(real, fake):
 
     Source: Goodfellow et al. (2014), arXiv:1406.2661, eq. 1. At the optimal D it is 2 log 2 − 2 JSD(p_data, p_g).
     """
-    return F.softplus(-real).mean() + F.softplus(fake).mean()
+    return _two_classes(real, fake, lambda score: F.softplus(-score), F.softplus)
 
 
 def minimax_generator(fake):
@@ -83,7 +117,7 @@ def hinge_discriminator(real, fake):
 
     Source: Miyato et al. (2018), arXiv:1802.05957, eq. 16; Lim and Ye (2017), arXiv:1705.02894.
     """
-    return torch.relu(1 - real).mean() + torch.relu(1 + fake).mean()
+    return _two_classes(real, fake, lambda score: torch.relu(1 - score), lambda score: torch.relu(1 + score))
 
 
 def hinge_generator(fake):
@@ -111,7 +145,7 @@ def least_squares_discriminator(real, fake, a=0.0, b=1.0):
 
     Source: Mao et al. (2017), LSGAN, arXiv:1611.04076, eq. 2.
     """
-    return ((real - b).square().mean() + (fake - a).square().mean()) / 2
+    return _two_classes(real, fake, lambda score: (score - b).square(), lambda score: (score - a).square()) / 2
 
 
 def least_squares_generator(fake, c=1.0):

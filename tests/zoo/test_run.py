@@ -13,6 +13,7 @@ from .conftest import DATA, TINY
 from ganzoo import Trainer, cli
 from ganzoo.metrics.digits import DigitJudge
 from ganzoo.plots import save_animation, save_grid
+from ganzoo.techniques import list_techniques
 from ganzoo.training.checkpoint import Generator, load_checkpoint, slerp
 from ganzoo.training.compare import compare_speed, speed_line
 from ganzoo.training.monitor import Monitor
@@ -339,7 +340,9 @@ def test_a_run_that_diverges_goes_back_and_on_with_other_numbers(ganzoo_command,
 
 def test_list_and_help(ganzoo_command):
     status, out, _ = ganzoo_command("list")
-    assert status == 0 and [line.split()[0] for line in out.splitlines()] == ganzoo.list_variants()
+    variants, _, techniques = (part.splitlines() for part in out.split("\n\n"))
+    assert status == 0 and [line.split()[0] for line in variants] == ganzoo.list_variants()
+    assert [line.split()[0] for line in techniques] == list_techniques() and "(sigma=0.1, anneal=2000)" in out
     status, out, _ = ganzoo_command("train", "wgan-gp", "--help")
     assert status == 0 and "1704.00028" in out and "--penalty-weight" in out and "λ, the weight" in out
 

@@ -232,7 +232,7 @@ def test_bad_arguments_are_refused_in_one_sentence(images, options, sentence):
         (
             "gan",
             dict(clip=0.1),
-            "ganzoo: gan has no option clip; its options are steps, batch, latent, width, ema, lr, betas, simultaneous, game.",
+            "ganzoo: gan has no option clip; its options are steps, batch, latent, width, ema, techniques, lr, betas, simultaneous, game.",
         ),
     ],
 )

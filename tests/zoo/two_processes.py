@@ -15,6 +15,15 @@ from ganzoo.variants import Networks, Regularizer, create
 from ganzoo.variants.wgan_gp import WGANGP
 
 SMALL = dict(width=1, latent=2, batch=8)
+TECHNIQUES = (
+    "feature-matching",
+    "historical-averaging",
+    "instance-noise",
+    "label-flips:probability=0.3",
+    "lazy-r1:every=2",
+    "minibatch-discrimination:features=3,dims=2",
+    "prediction",
+)
 
 
 @dataclass
@@ -74,6 +83,7 @@ if __name__ == "__main__":
     }  # so that both processes draw some
     # losses of the package that are not a mean over samples
     outcomes |= {name: outcome(create(name, **SMALL), POINTS, samples=20) for name in ("dragan", "ebgan")}
+    outcomes["techniques"] = outcome(create("hinge", **SMALL, techniques=TECHNIQUES), POINTS, samples=20)
     for name, game in GAMES.items():
         if game.batch % 2 == 0:
             outcomes[name] = outcome(game(), game.data, samples=20)

@@ -14,6 +14,7 @@ import torch
 
 from ganzoo.errors import ArgumentError, Error
 from ganzoo.files import write_atomically
+from ganzoo.techniques.base import equipped
 from ganzoo.training.draw import check_seed, private_random
 from ganzoo.training.loop import SAMPLING_BATCH, draw_samples
 from ganzoo.training.ops import get_ops
@@ -191,7 +192,7 @@ def load(path):
         with safetensors.safe_open(file, "pt") as opened:
             described = json.loads(opened.metadata()["ganzoo"])
             weights = {name: opened.get_tensor(name) for name in opened.keys()}
-        variant = create_saved(described["variant"], described["options"])
+        variant = equipped(create_saved(described["variant"], described["options"]))
         data = DataInfo(**described["data"])
         variant.phase, steps = described["phase"], described["steps"]
     except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:

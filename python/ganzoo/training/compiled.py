@@ -21,6 +21,8 @@ class CompiledLoss:
         def of_values(networks, values, ops):
             return loss(networks, Given(self._requests, values), ops)
 
+        # dynamo keeps what it compiled with the code, and gives up once there are 8 of a kind
+        of_values.__code__ = of_values.__code__.replace()
         self._compiled = torch.compile(of_values, fullgraph=True, **options)
 
     def __call__(self, networks, draw, ops):

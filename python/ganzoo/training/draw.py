@@ -145,6 +145,9 @@ class Draw:
         size = len(values) // self._shares
         return values[self._share * size : (self._share + 1) * size]
 
+    def _whole(self, count, rows):
+        return rows * self._shares if rows else count or self._variant.batch
+
     def batch(self, domain=None, count=None):
         """`count` samples, `batch` unless given, of the data or of one of its domains: a dict of fields."""
         if domain is None and len(self.positions) > 1:
@@ -171,19 +174,20 @@ class Draw:
         """Latents from the variant's prior, `batch` of them unless given."""
         return self._mine(self._variant.latents(count or self._variant.batch, self._generator))
 
-    def uniform(self, *shape, count=None):
-        """U(0, 1), (batch, *shape): one row per sample."""
-        rows = (count or self._variant.batch, *shape)
+    def uniform(self, *shape, count=None, rows=None):
+        """U(0, 1), (batch, *shape): one row per sample. `rows` asks for as many as there are at hand, of a part of the batch where it is
+        one that the loss sees."""
+        rows = (self._whole(count, rows), *shape)
         return self._mine(torch.rand(rows, device=self._generator.device, generator=self._generator))
 
-    def normal(self, *shape, count=None):
-        """N(0, 1), (batch, *shape): one row per sample."""
-        rows = (count or self._variant.batch, *shape)
+    def normal(self, *shape, count=None, rows=None):
+        """N(0, 1), (batch, *shape): one row per sample; `rows` as in `uniform`."""
+        rows = (self._whole(count, rows), *shape)
         return self._mine(torch.randn(rows, device=self._generator.device, generator=self._generator))
 
-    def integers(self, high, *shape, count=None):
-        """Whole numbers in 0 ... high − 1, (batch, *shape): one row per sample."""
-        rows = (count or self._variant.batch, *shape)
+    def integers(self, high, *shape, count=None, rows=None):
+        """Whole numbers in 0 ... high − 1, (batch, *shape): one row per sample; `rows` as in `uniform`."""
+        rows = (self._whole(count, rows), *shape)
         return self._mine(torch.randint(high, rows, device=self._generator.device, generator=self._generator))
 
 

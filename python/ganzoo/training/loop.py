@@ -9,6 +9,7 @@ from torch.func import functional_call
 
 from ganzoo.data.base import DataSet, Tensors
 from ganzoo.errors import ArgumentError
+from ganzoo.techniques.base import equipped
 from ganzoo.training import distributed
 from ganzoo.training.ahead import looked_ahead, unrolled
 from ganzoo.training.compiled import CompiledLoss
@@ -96,7 +97,7 @@ class Trainer:
         cuda_graph=False,
     ):
         variant.check()
-        self.variant = copy.copy(variant)  # whose phase is this trainer's
+        self.variant = equipped(variant)  # a copy, whose phase is this trainer's
         sources = as_sources(data, variant.batch)
         self.seed, self.device, self.steps, self.attempt = check_seed(seed), as_device(device), 0, 0
         if precision not in PRECISIONS:

@@ -33,7 +33,9 @@ class Ops:
     layers: Callable
     bias_act: Callable
     filtered_lrelu: Callable
+    grid_sample: Callable
     group_norm: Callable
+    minibatch_discrimination: Callable
     minibatch_stddev: Callable
     modulated_conv2d: Callable
     pixel_norm: Callable

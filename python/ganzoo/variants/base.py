@@ -109,6 +109,8 @@ class Variant(Checked):
     the papers' numbers."""
     ema: Decay = 0.0
     """Decay per step of the running average of the generator's weights, which then draws the samples; 0 for none."""
+    techniques: tuple[str, ...] = ()
+    """What is switched on beside, each as name or name:option=value,option=value; `ganzoo list` says which there are."""
 
     phase: ClassVar[int] = 0
     """The phase that training is in, which the loop sets; see `phase_at`."""
@@ -121,6 +123,9 @@ class Variant(Checked):
     data in that form."""
     conditional: ClassVar[bool] = False
     """Whether `sample` wants labels."""
+    judges: ClassVar[tuple] = ("discriminator", "critic")
+    """Names, of those networks that there are, of networks whose first argument is samples, real ones or generated, and which return raw
+    scores. Techniques go before them and into them."""
     adversary: ClassVar[str] = ""
     """Name of the network that should not tell real images from generated ones with certainty: when it does, a run says
     so. A Wasserstein critic is meant to, and has none."""
@@ -174,6 +179,12 @@ class Variant(Checked):
     def columns(self, data):
         """Columns of a grid of samples: one for each class where it is asked for one of a few."""
         return data.classes if self.conditional and data.classes <= MOST_COLUMNS else COLUMNS
+
+    def check(self):
+        from ganzoo.techniques.base import check_techniques  # of which some import this file
+
+        super().check()
+        check_techniques(self.techniques)
 
     def options(self):
         """The options as a dict of plain values, as written to a run's `config.json`."""

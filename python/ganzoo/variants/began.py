@@ -22,6 +22,7 @@ class BEGAN(Alternating):
     Source: Berthelot, Schumm and Metz (2017), arXiv:1703.10717, section 3.4 and its network.
     """
 
+    judges = ()  # its discriminator returns images
     width: Count = 8
     gamma: Positive = 0.5
     """γ, the diversity ratio L(G(z))/L(x) that k aims at; lower is sharper and less diverse."""

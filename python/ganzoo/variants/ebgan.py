@@ -18,6 +18,7 @@ class EBGAN(Alternating):
     Source: Zhao, Mathieu and LeCun (2017), arXiv:1609.03126, eqs. 1 to 4.
     """
 
+    judges = ()  # its discriminator returns images
     width: Count = 8
     margin: Positive = 1.0
     """m, the energy above which generated images are left alone."""

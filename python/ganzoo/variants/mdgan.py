@@ -80,6 +80,7 @@ class MDGAN(ModeRegularized):
     Source: Che, Li, Jacob, Bengio and Li (2017), arXiv:1612.02136, section 3.3 and the training procedure of figure 2.
     """
 
+    judges = ("manifold", "diffusion")
     adversary = ""  # of two, neither judges generated images against real ones
 
     def networks(self, data, ops):
