@@ -51,6 +51,11 @@ class Technique(Checked):
         variant = plain(self.variant)
         raise Error(f"{self.technique} does not fit {getattr(variant, 'name', type(variant).__name__)}: {because}.")
 
+    def need_samples(self):
+        """Refuse variants that learn from pairs or from domains."""
+        if self.variant.form:
+            self.refuse("it does not learn from single samples")
+
     def judges_of(self, networks):
         """Names of the networks that are shown real samples and generated ones and return scores."""
         names = [name for name in self.variant.judges if hasattr(networks, name)]

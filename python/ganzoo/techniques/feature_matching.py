@@ -20,6 +20,7 @@ class FeatureMatching(Technique):
     order = 1
 
     def networks(self, data, ops):
+        self.need_samples()
         networks = self.variant.networks(data, ops)
         name = self.judges_of(networks)[0]
         judge = getattr(networks, name)

@@ -22,6 +22,7 @@ class LazyR1(Technique):
     """k."""
 
     def networks(self, data, ops):
+        self.need_samples()
         networks = self.variant.networks(data, ops)
         self.judges_of(networks)
         return networks

@@ -22,6 +22,7 @@ class VirtualBatchNorm(Technique):
     """Latents of the reference batch."""
 
     def networks(self, data, ops):
+        self.need_samples()
         networks = self.variant.networks(data, ops)
         generator = getattr(networks, "generator", None)
         norms = [
