@@ -34,7 +34,6 @@ CountOrZero = Annotated[int, Range(lambda value: value >= 0, "at least 0")]
 Positive = Annotated[float, Range(lambda value: 0 < value < math.inf, "a finite number above 0")]
 NotNegative = Annotated[float, Range(lambda value: 0 <= value < math.inf, "a finite number of at least 0")]
 Finite = Annotated[float, Range(math.isfinite, "a finite number")]
-Share = Annotated[float, Range(lambda value: 0 <= value <= 1, "at least 0 and at most 1")]
 Decay = Annotated[float, Range(_is_decay, "at least 0 and below 1")]
 Share = Annotated[float, Range(lambda value: 0 <= value <= 1, "from 0 to 1")]
 Betas = Annotated[

@@ -10,6 +10,7 @@ import typing
 
 from ganzoo.errors import ArgumentError, Error
 from ganzoo.options import Checked
+from ganzoo.variants.base import Variant
 
 _TECHNIQUES = {}
 
@@ -52,9 +53,11 @@ class Technique(Checked):
         raise Error(f"{self.technique} does not fit {getattr(variant, 'name', type(variant).__name__)}: {because}.")
 
     def need_samples(self):
-        """Refuse variants that learn from pairs or from domains."""
+        """Refuse variants that do not learn from single samples as the data have them."""
         if self.variant.form:
             self.refuse("it does not learn from single samples")
+        if type(plain(self.variant)).phase_at is not Variant.phase_at:
+            self.refuse("its networks grow, and see the data as large as they are")
 
     def judges_of(self, networks):
         """Names of the networks that are shown real samples and generated ones and return scores."""

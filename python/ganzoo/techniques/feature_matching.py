@@ -59,6 +59,10 @@ class FeatureMatching(Technique):
 
 
 def last_layer(network):
-    """The name of a network's last dense layer or convolution, or None."""
-    names = [name for name, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    """The name of a network's last dense layer or convolution, of whatever kind, or None."""
+    names = [
+        name
+        for name, module in network.named_modules()
+        if getattr(getattr(module, "weight", None), "ndim", 0) in (2, 4) and not isinstance(module, nn.Embedding)
+    ]
     return names[-1] if names else None

@@ -31,6 +31,8 @@ class LazyR1(Technique):
         players = self.variant.players(ops)
         for name in self.both_sides(players)[0]:
             judges = [network for network in players[name].networks if network in self.variant.judges]
+            if "r1" in players[name].regularizers:
+                self.refuse("it has an R1 of its own")
             if judges:
                 players[name] = with_term(players[name], r1=Regularizer(self._r1_of(judges), self.every))
         return players

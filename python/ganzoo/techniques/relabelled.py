@@ -1,7 +1,9 @@
 """What techniques that tell the discriminator other labels have in common."""
 
+from dataclasses import replace
+
 from ganzoo import objectives
-from ganzoo.techniques.base import Technique, with_loss
+from ganzoo.techniques.base import Technique
 
 
 class Relabelled(Technique):
@@ -14,7 +16,8 @@ class Relabelled(Technique):
     def players(self, ops):
         players = self.variant.players(ops)
         theirs, _ = self.both_sides(players)
-        return {name: with_loss(p, self._told) if name in theirs else p for name, p in players.items()}
+        told = {name: replace(players[name], loss=self._told(players[name].loss)) for name in theirs}
+        return {**players, **told}
 
     def _told(self, loss):
         def told(networks, draw, ops):

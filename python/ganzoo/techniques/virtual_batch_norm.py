@@ -23,6 +23,7 @@ class VirtualBatchNorm(Technique):
 
     def networks(self, data, ops):
         self.need_samples()
+        self.both_sides(self.variant.players(ops))
         networks = self.variant.networks(data, ops)
         generator = getattr(networks, "generator", None)
         norms = [

@@ -20,7 +20,7 @@ class AAE(Alternating):
     Source: Makhzani, Shlens, Jaitly, Goodfellow and Frey (2015), arXiv:1511.05644, section 2, with its deterministic encoder.
     """
 
-    adversary = ""  # it does not judge images
+    judges, adversary = (), ""  # it does not judge images
     samplers = ("generator", "encoder")
     ema: Decay = 0.0
     """Decay per step of the running average of autoencoder and generator; 0 for none. Averages of an encoder and of a decoder that turn

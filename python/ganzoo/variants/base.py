@@ -124,8 +124,8 @@ class Variant(Checked):
     conditional: ClassVar[bool] = False
     """Whether `sample` wants labels."""
     judges: ClassVar[tuple] = ("discriminator", "critic")
-    """Names, of those networks that there are, of networks whose first argument is samples, real ones or generated, and which return raw
-    scores. Techniques go before them and into them."""
+    """Names, of those networks that there are, of networks that make raw scores of samples, real ones or generated, and of their labels where
+    they are conditional. Techniques go before them and into them."""
     adversary: ClassVar[str] = ""
     """Name of the network that should not tell real images from generated ones with certainty: when it does, a run says
     so. A Wasserstein critic is meant to, and has none."""

@@ -24,6 +24,7 @@ class VAEGAN(Variational):
     Source: Larsen, Sønderby, Larochelle and Winther (2016), arXiv:1512.09300, algorithm 1, whose players move at once.
     """
 
+    judges = ()  # its discriminator's layers are asked one by one
     gamma: NotNegative = 1.0
     """γ, the weight of the reconstruction against the game in the generator's loss."""
 
