@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from ganzoo.options import Count
-from ganzoo.techniques.base import Technique, register
+from ganzoo.techniques.base import Technique, plain, register
+from ganzoo.variants.translating import Translating
 
 
 @register("virtual-batch-norm")
@@ -22,7 +23,8 @@ class VirtualBatchNorm(Technique):
     """Latents of the reference batch."""
 
     def networks(self, data, ops):
-        self.need_samples()
+        if isinstance(plain(self.variant), Translating):
+            self.refuse("its generator makes images of images")
         self.both_sides(self.variant.players(ops))
         networks = self.variant.networks(data, ops)
         generator = getattr(networks, "generator", None)

@@ -24,10 +24,8 @@ class BiGAN(Alternating):
     players move at once.
     """
 
-    judges, adversary = (
-        (),
-        "",
-    )  # it judges pairs, and of a generated image's latent knows the one that it was drawn from
+    judges = ()
+    adversary = ""  # it judges pairs, and of a generated image's latent knows the one that it was drawn from
     samplers = ("generator", "encoder")
     latent: Count = 8
     """Dimensions of the latent z ~ N(0, I). With 64 the reconstructions of 1,500 steps on digits were no better than other digits."""

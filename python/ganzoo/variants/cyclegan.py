@@ -57,6 +57,7 @@ class CycleGAN(Translating):
 
     usual_data = ("glyphs",)
     form = "unpaired"
+    judges = ("judge_a", "judge_b")
     samplers = ("to_b", "to_a", "sources")
     batch: Count = 1
     cycle_weight: NotNegative = 10.0
