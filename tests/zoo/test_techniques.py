@@ -385,7 +385,7 @@ def test_feature_matching_matches_means_and_takes_those_of_real_samples_for_give
     found = torch.autograd.grad(loss, params)
     expected = torch.autograd.grad((target.detach() - hidden(fake).mean(0)).square().sum(), params)
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(trainer.variant.features(networks.discriminator, real), hidden(real))
+    torch.testing.assert_close(trainer.variant.features(networks, real), hidden(real))
 
 
 def test_minibatch_discrimination_counts_the_others_of_one_class_alone():

@@ -8,6 +8,8 @@ import copy
 import dataclasses
 import typing
 
+from torch import nn
+
 from ganzoo.errors import ArgumentError, Error
 from ganzoo.options import Checked
 from ganzoo.variants.base import Variant
@@ -51,6 +53,13 @@ class Technique(Checked):
     def refuse(self, because):
         variant = plain(self.variant)
         raise Error(f"{self.technique} does not fit {getattr(variant, 'name', type(variant).__name__)}: {because}.")
+
+    def scorers(self, networks, name, condition):
+        """What makes scores of samples, for each of the judges of that name."""
+        judges = each(getattr(networks, name))
+        if len(judges) == 1 and name == self.variant.adversary:
+            return [lambda x: self.variant.scores(networks, x, *condition)]
+        return [lambda x, judge=judge: judge(x, *condition) for judge in judges]
 
     def need_samples(self):
         """Refuse variants that do not learn from single samples as the data have them."""
@@ -98,7 +107,11 @@ class Shown(Technique):
             def alter(x):
                 return self.alter(networks, x, draw, ops)
 
-            judges = {name: Judge(getattr(networks, name), alter) for name in self.judges_of(networks)}
+            judges = {}
+            for name in self.judges_of(networks):
+                network = getattr(networks, name)
+                several = [Judge(judge, alter) for judge in each(network)]
+                judges[name] = several[0] if several[0].sees is network else several
             return loss(View(networks, judges), draw, ops)
 
         return shown
@@ -118,13 +131,18 @@ class Judge:
     """A network whose first argument passes through a function."""
 
     def __init__(self, network, alter):
-        self._network, self._alter = network, alter
+        self.sees, self._alter = network, alter
 
     def __call__(self, x, *rest):
-        return self._network(self._alter(x), *rest)
+        return self.sees(self._alter(x), *rest)
 
     def __getattr__(self, name):
-        return getattr(self._network, name)
+        return getattr(self.sees, name)
+
+
+def each(network):
+    """The networks of a list, or the one that there is."""
+    return list(network) if isinstance(network, (list, nn.ModuleList)) else [network]
 
 
 def with_loss(player, change):

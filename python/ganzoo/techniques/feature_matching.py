@@ -3,7 +3,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ganzoo.techniques.base import Technique, register
+from ganzoo.techniques.base import Technique, each, register
 from ganzoo.training import distributed
 
 
@@ -24,6 +24,8 @@ class FeatureMatching(Technique):
         networks = self.variant.networks(data, ops)
         name = self.judges_of(networks)[0]
         judge = getattr(networks, name)
+        if len(each(judge)) > 1:
+            self.refuse("it has several discriminators")
         path = last_layer(judge)
         if path is None:
             self.refuse(f"its {name} has no last layer whose input could be matched")
@@ -41,15 +43,15 @@ class FeatureMatching(Technique):
     def generator_loss(self, networks, draw, ops):
         batch = draw.batch()
         condition = (batch["label"],) if self.variant.conditional else ()
-        judge = getattr(networks, self.judges_of(networks)[0])
-        real = self.features(judge, batch["image"], *condition).mean(0).detach()
-        fake = self.features(judge, networks.generator(draw.latents(), *condition), *condition).mean(0)
+        real = self.features(networks, batch["image"], condition).mean(0).detach()
+        fake = self.features(networks, networks.generator(draw.latents(), *condition), condition).mean(0)
         return (distributed.mean(real) - distributed.mean(fake)).square().sum(), {}
 
-    def features(self, judge, *inputs):
+    def features(self, networks, x, condition=()):
         """What the judge's last layer is given, (N, ...)."""
         self.caught = []
-        judge(*inputs)
+        (score,) = self.scorers(networks, self.judges_of(networks)[0], condition)
+        score(x)
         (features,), self.caught = self.caught, None
         return features
 

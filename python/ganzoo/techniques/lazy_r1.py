@@ -41,12 +41,14 @@ class LazyR1(Technique):
         def r1(networks, draw, ops):
             batch = draw.batch()
             condition = (batch["label"],) if self.variant.conditional else ()
-            terms = [
-                ops.r1_penalty(
-                    lambda x, judge=getattr(networks, name): judge(x, *condition), batch["image"], gamma=self.gamma
-                )
-                for name in judges
-            ]
-            return sum(terms), {}
+            scorers = [score for name in judges for score in self.scorers(networks, name, condition)]
+            return sum(ops.r1_penalty(self._one_by_one(s), batch["image"], gamma=self.gamma) for s in scorers), {}
 
         return r1
+
+    def _one_by_one(self, score):
+        def scores(x):
+            found = score(x)
+            return found if len(found) == len(x) else self.refuse("its discriminator judges several samples at once")
+
+        return scores

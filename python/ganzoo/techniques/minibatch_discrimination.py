@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ganzoo.options import Count
-from ganzoo.techniques.base import Technique, register
+from ganzoo.techniques.base import Technique, each, register
 from ganzoo.techniques.feature_matching import last_layer
 from ganzoo.training import distributed
 
@@ -29,14 +29,14 @@ class MinibatchDiscrimination(Technique):
     def networks(self, data, ops):
         networks = self.variant.networks(data, ops)
         for name in self.judges_of(networks):
-            judge = getattr(networks, name)
-            path = last_layer(judge)
-            layer = judge.get_submodule(path) if path else None
-            if not isinstance(layer, nn.Linear):
-                self.refuse(f"the last layer of its {name} is not a dense one")
-            if parametrize.is_parametrized(layer):
-                self.refuse(f"the weights of its {name} are normalised, and those of the new layers would not be")
-            judge.set_submodule(path, Amid(layer, self.features, self.dims, ops.minibatch_discrimination))
+            for judge in each(getattr(networks, name)):
+                path = last_layer(judge)
+                layer = judge.get_submodule(path) if path else None
+                if not isinstance(layer, nn.Linear):
+                    self.refuse(f"the last layer of its {name} is not a dense one")
+                if parametrize.is_parametrized(layer):
+                    self.refuse(f"the weights of its {name} are normalised, and those of the new layers would not be")
+                judge.set_submodule(path, Amid(layer, self.features, self.dims, ops.minibatch_discrimination))
         return networks
 
 
