@@ -47,6 +47,7 @@ TINY = {
     "mgan": dict(width=4, generators=3),
     "mad-gan": dict(width=4, generators=3),
     "lapgan": dict(width=1, doublings=1),
+    "cogan": dict(width=2),
 }
 """Options that make each variant quick, and visit both phases of WGAN's schedule, and of StyleGAN's growing, within a few steps."""
 
@@ -56,6 +57,7 @@ DATA = {
     "cyclegan": ("glyphs", "form=unpaired", "size=16"),
     "srgan": ("digits",),
     "lapgan": ("digits",),
+    "cogan": ("glyphs", "form=unpaired", "size=16"),
 }
 """What those train on for which digits' images alone will not do: a word and options, as on the command line."""
 IMAGES_ONLY = {
@@ -68,6 +70,7 @@ IMAGES_ONLY = {
     "cyclegan",
     "srgan",
     "lapgan",
+    "cogan",
 }
 """Those that points in the plane are nothing for."""
 

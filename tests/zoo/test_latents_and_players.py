@@ -314,3 +314,53 @@ def test_what_tells_generators_apart(name):
 @pytest.mark.parametrize("name", ["gman", "mad-gan"])
 def test_several_players_draw_the_modes_of_the_ring(name):
     assert ring(name, 500, width=4)[1].modes >= 7
+
+
+# --- several games ---
+
+
+def glyphs(**options):
+    data = ganzoo.data.open("glyphs", form="unpaired", size=16)
+    return Trainer(ganzoo.create("cogan", latent=3, width=2, batch=8, **options), data, seed=1)
+
+
+@pytest.mark.parametrize("own", [1, 2])
+def test_cogan_shares_the_ends_far_from_the_images(own):
+    generator, discriminator = glyphs(own=own).networks.eval().children()
+    latents, images = torch.randn(5, 3), torch.rand(2, 5, 1, 16, 16) * 2 - 1
+    first, last = generator.shared[0], discriminator.shared[-2]
+    assert first.in_features == 3 and last.out_features == 1
+    for domain in range(2):
+        made, judged = [generator.a, generator.b][domain], [discriminator.a, discriminator.b][domain]
+        assert sum(isinstance(layer, torch.nn.ConvTranspose2d) for layer in made) == own
+        assert sum(isinstance(layer, torch.nn.Conv2d) for layer in judged) == own and judged[0].in_channels == 1
+        for network, part, given in ((generator, made, (latents,)), (discriminator, judged, images)):
+            before = network(*given)
+            with torch.no_grad():
+                for param in part.parameters():
+                    param.add_(0.5)
+            moved = [not torch.equal(*pair) for pair in zip(before, network(*given))]
+            assert moved == [domain == 0, domain == 1]
+    for network, param, given in ((generator, first.weight, (latents,)), (discriminator, last.weight, images)):
+        before = network(*given)
+        with torch.no_grad():
+            param.add_(0.5)
+        assert not any(torch.equal(*pair) for pair in zip(before, network(*given)))
+    with pytest.raises(ArgumentError, match="own must be at most 2, the levels that images of this size have, got 3."):
+        glyphs(own=3)
+
+
+def test_cogan_plays_a_game_in_either_domain_with_one_latent():
+    trainer, judged, drawn = glyphs(), [], []
+    networks = trainer.networks
+    networks.discriminator.register_forward_hook(lambda _, given, scores: judged.append((given, scores)))
+    networks.generator.register_forward_hook(lambda _, given, pair: drawn.append(pair))
+    losses = [loss_of(trainer, player)[f"{player}_loss"] for player in ("discriminator", "generator")]
+    draw = drawn_again(trainer)
+    real, fake, again = judged
+    torch.testing.assert_close(real[0], (draw.real("a", 8), draw.real("b", 8)))
+    torch.testing.assert_close([fake[0], again[0]], drawn)
+    expected = sum(F.softplus(-scores).mean() for scores in real[1]) + sum(F.softplus(s).mean() for s in fake[1])
+    torch.testing.assert_close(losses[0], expected)
+    torch.testing.assert_close(losses[1], sum(F.softplus(-scores).mean() for scores in again[1]))
+    assert trainer.sample(3).shape == (3, 1, 16, 32)
