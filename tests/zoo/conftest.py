@@ -15,6 +15,10 @@ collect_ignore = [] if importlib.util.find_spec("tyro") else ["test_kill.py", "t
 TINY = {
     "gan": dict(width=4),
     "cgan": dict(width=4),
+    "acgan": dict(width=4),
+    "infogan": dict(width=4),
+    "text-to-image": dict(width=4, code=4),
+    "face-aging": dict(width=4),
     "wgan": dict(width=4, long_critic_steps=7, long_first=1, long_every=4),
     "wgan-gp": dict(width=4),
     "wgan-lp": dict(width=4),
@@ -58,6 +62,7 @@ DATA = {
     "srgan": ("digits",),
     "lapgan": ("digits",),
     "cogan": ("glyphs", "form=unpaired", "size=16"),
+    "text-to-image": ("captioned-digits",),
 }
 """What those train on for which digits' images alone will not do: a word and options, as on the command line."""
 IMAGES_ONLY = {
@@ -71,8 +76,9 @@ IMAGES_ONLY = {
     "srgan",
     "lapgan",
     "cogan",
+    "text-to-image",
 }
-"""Those that points in the plane are nothing for."""
+"""Those that points in the plane are nothing for, or have no captions."""
 
 
 @pytest.fixture(autouse=True)

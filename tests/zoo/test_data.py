@@ -7,7 +7,17 @@ import torch
 from ganzoo import Error
 from ganzoo.data.glyphs import CHARACTERS
 
-EVERY_WORD = ["digits", "ring", "grid", "swiss-roll", "parallel-lines", "stacked-digits", "photos", "glyphs"]
+EVERY_WORD = [
+    "digits",
+    "captioned-digits",
+    "ring",
+    "grid",
+    "swiss-roll",
+    "parallel-lines",
+    "stacked-digits",
+    "photos",
+    "glyphs",
+]
 
 
 @pytest.mark.parametrize("word", EVERY_WORD)

@@ -92,7 +92,9 @@ def test_a_run_leaves_a_folder_that_explains_itself(name, ganzoo_command, tmp_pa
     status, out, err = ganzoo_command("sample", run, "--n", 10, "--out", "drawn.png")
     assert (status, out) == (0, "Wrote drawn.png\n")
     width, height = Image.open("drawn.png").size
-    columns, rows = (10, 1) if ganzoo.load(run).variant.conditional else (8, 2)  # a column for each class
+    generator = ganzoo.load(run)
+    columns = generator.variant.columns(generator.data)
+    rows = -(-10 // columns)
     assert height == rows * 70 and (width == columns * 70 or name in DATA)  # a pair is wider
 
 

@@ -13,6 +13,7 @@ import typing
 from pathlib import Path
 
 from ganzoo.data.base import DataSet, Paired, Subset, Tensors
+from ganzoo.data.captioned_digits import open_captioned_digits
 from ganzoo.data.cifar10 import is_cifar10, open_cifar10
 from ganzoo.data.digits import open_digits
 from ganzoo.data.folder import open_images
@@ -28,6 +29,7 @@ __all__ = ["DataSet", "Paired", "SOURCES", "Subset", "Tensors", "open"]
 
 SOURCES = {
     "digits": open_digits,
+    "captioned-digits": open_captioned_digits,
     "ring": open_ring,
     "grid": open_grid,
     "swiss-roll": open_swiss_roll,

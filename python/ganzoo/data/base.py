@@ -4,14 +4,18 @@ import hashlib
 
 import torch
 
+from ganzoo.errors import ArgumentError
+
 
 class DataSet:
     """Samples that are fetched by their numbers.
 
     `name` is what it was opened as, `split` which part of the source it is ("all" where the source has no parts), `shape`
     the shape of one sample's main field, `classes` the number of classes or None, and `notes` sentences on what was
-    left out when it was opened.
+    left out when it was opened. Captioned sets have a `vocabulary`, the words by their numbers, of which 0 is none.
     """
+
+    vocabulary = ()
 
     def __init__(self, name, shape, classes=None, split="all", notes=()):
         self.name, self.shape, self.classes, self.split, self.notes = name, tuple(shape), classes, split, tuple(notes)
@@ -24,7 +28,7 @@ class DataSet:
         """The samples of these numbers, an int64 tensor (B,) on the CPU, as a dict of tensors on the set's device.
 
         Images are `image` (B, C, H, W), float32 in [−1, 1], and 2-D points `image` (B, 2); classes are `label` (B,), int64;
-        pairs are `a` and `b` in place of `image`.
+        pairs are `a` and `b` in place of `image`; captions are `caption` (B, T), int64.
         """
         raise NotImplementedError
 
@@ -61,6 +65,7 @@ class Subset(DataSet):
         super().__init__(
             data.name, data.shape, data.classes, split or data.split, data.notes if notes is None else notes
         )
+        self.vocabulary = data.vocabulary
         self._data, self._indices, self.device = data, torch.as_tensor(indices, dtype=torch.int64), data.device
 
     def __len__(self):
@@ -96,6 +101,19 @@ class Paired(DataSet):
 def scaled(values):
     """uint8 pixels as float32 in [−1, 1]: x/127.5 − 1. Other tensors as they are."""
     return values.to(torch.float32).div_(127.5).sub_(1) if values.dtype == torch.uint8 else values
+
+
+def numbered(captions, vocabulary, length):
+    """Texts as a field `caption` (N, length): the numbers of their words in the vocabulary, then zeros."""
+    numbers = {word: number for number, word in enumerate(vocabulary)}
+    rows = torch.zeros(len(captions), length, dtype=torch.int64)
+    for row, caption in zip(rows, captions):
+        words = caption.lower().split()
+        if not (0 < len(words) <= length and numbers.keys() >= set(words)):
+            known = ", ".join(vocabulary[1:])
+            raise ArgumentError("captions", f"from one to {length} of the words {known}", repr(caption))
+        row[: len(words)] = torch.tensor([numbers[word] for word in words])
+    return rows
 
 
 def fingerprint(data):

@@ -31,6 +31,8 @@ UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, struct.error, zipfile
 """What reading a damaged file or zip may raise."""
 AT_ONCE = 64
 """Images that one thread decodes before it takes the next ones."""
+GROUPS = (19, 30, 40, 50, 60)
+"""The ages at which the groups after the first begin: Antipov, Baccouche and Dugelay (2017), arXiv:1702.01983, section 2."""
 DOMAINS = {"train": (("a", "b"), ("A", "B"), ("trainA", "trainB")), "test": (("testA", "testB"),)}
 
 
@@ -43,6 +45,7 @@ def open_images(
     damaged: Literal["refuse", "skip"] = "refuse",
     store: Literal["", "memory", "disk", "files"] = "",
     split: Literal["train", "test"] = "train",
+    labels: Literal["folders", "ages"] = "folders",
     threads: CountOrZero = 0,
 ):
     """The images of a folder or a zip, in the order of their names; folders in it are classes.
@@ -58,10 +61,12 @@ def open_images(
     store      `memory` decodes all at once; `disk` does so into a cache file that is mapped into memory, and found again next
                time; `files` decodes when fetching and sees only then whether an image is whole. Unless given it is `memory`
                up to 1 GiB of pixels, `files` beyond.
+    labels     `folders` takes the folders for classes; `ages` takes what the file names begin with, as UTKFace's do ([age]_[gender]_…),
+               in six groups: up to 18, 19 to 29, to 39, to 49, to 59, and 60 or more.
     split      chooses trainA and trainB, or testA and testB.
     threads    threads that decode; 0 for one per core.
     """
-    path, options = Path(path), _Options(size, channels, damaged, store, threads or os.cpu_count())
+    path, options = Path(path), _Options(size, channels, damaged, store, labels, threads or os.cpu_count())
     domains = _domain_folders(path, split)
     if form in ("paired", "unpaired") and not domains:
         wanted = " or ".join(f"{a} and {b}" for a, b in DOMAINS[split])
@@ -81,6 +86,7 @@ class _Options:
     channels: int
     damaged: str
     store: str
+    labels: str
     threads: int
 
 
@@ -373,7 +379,7 @@ def _open(path, options, halves=False):
         raise Error(f"{path} has no images ({', '.join(ENDINGS)}).")
     pack = Pack((str(path.resolve()), listing, options, halves)) if options.store == "disk" else None
     if pack and (found := pack.open()):
-        return _mapped(path, found, names)
+        return _mapped(path, found, names, options)
 
     decoder, whole, damages = _survey(path, source, names, options, halves)
     store = options.store or ("memory" if len(whole) * math.prod(decoder.shape) <= MEMORY else "files")
@@ -395,16 +401,16 @@ def _open(path, options, halves=False):
         what = f"images, {other[0]} being the first" if len(other) > 1 else f"an image, {other[0]}"
         notes.append(f"ganzoo: {path} has {files} not {what}; left out.")
     if pack:
-        return _mapped(path, pack.finish(pixels[: len(whole)], {"names": whole, "notes": notes}), names)
-    labels, classes = _labels(names, whole)
+        return _mapped(path, pack.finish(pixels[: len(whole)], {"names": whole, "notes": notes}), names, options)
+    labels, classes = _labels(path, names, whole, options)
     if store == "files":
         return Files(path, decoder, whole, labels, classes, notes)
     return Decoded(path, pixels[: len(whole)], whole, labels, classes, notes)
 
 
-def _mapped(path, found, names):
+def _mapped(path, found, names, options):
     pixels, index = found
-    return Mapped(path, pixels, index["names"], *_labels(names, index["names"]), index["notes"])
+    return Mapped(path, pixels, index["names"], *_labels(path, names, index["names"], options), index["notes"])
 
 
 def _hidden(name):
@@ -464,8 +470,10 @@ def _judge(path, names, whole, damages, policy):
     return [f"ganzoo: {said}; left out."]
 
 
-def _labels(names, whole):
-    """The classes of the images `whole` by the folders that all of `names` lie in, and how many there are."""
+def _labels(path, names, whole, options):
+    """The classes of the images `whole`, by the folders that all of `names` lie in or by the ages in their names, and how many there are."""
+    if options.labels == "ages":
+        return torch.bucketize(_ages(path, whole), torch.tensor(GROUPS), right=True), len(GROUPS) + 1
     parts = {name: name.split("/") for name in names}
     while len({part[0] for part in parts.values()}) == 1 and all(len(part) > 1 for part in parts.values()):
         parts = {name: part[1:] for name, part in parts.items()}
@@ -473,3 +481,12 @@ def _labels(names, whole):
         return None, None
     numbers = {folder: number for number, folder in enumerate(sorted({part[0] for part in parts.values()}))}
     return torch.tensor([numbers[parts[name][0]] for name in whole]), len(numbers)
+
+
+def _ages(path, names):
+    """What each file's name begins with, up to the first _."""
+    ages = [name.rpartition("/")[2].partition("_")[0] for name in names]
+    for name, age in zip(names, ages):
+        if not age.isdecimal():
+            raise Error(f"labels=ages takes ages from names such as 25_0_2_20170116.jpg, and {path} has {name}.")
+    return torch.tensor([int(age) for age in ages])

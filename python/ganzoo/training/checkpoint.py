@@ -111,7 +111,7 @@ class Generator:
 
     def sample(self, n, seed=0, labels=None):
         """`n` images (n, C, H, W), float32 in [−1, 1], the same for the same seed. `labels` (n,) for a conditional
-        generator, all classes in turn unless given."""
+        generator, all classes in turn unless given, or a list of n captions where it was trained on captions."""
         return draw_samples(self.variant, self.data, self.networks, n, seed, labels=labels)
 
     def show(self, n, seed=0, labels=None):
@@ -197,7 +197,8 @@ def load(path):
         variant.phase, steps = described["phase"], described["steps"]
     except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise Error(f"{file} is damaged, or not a generator that ganzoo saved ({type(error).__name__}).") from error
-    data = dataclasses.replace(data, shape=tuple(data.shape), fields={k: tuple(v) for k, v in data.fields.items()})
+    shapes = {"shape": tuple(data.shape), "fields": {field: tuple(shape) for field, shape in data.fields.items()}}
+    data = dataclasses.replace(data, **shapes, vocabulary=tuple(data.vocabulary))
     networks = variant.networks(data, get_ops("gankernels"))
     networks = Networks(**{name: getattr(networks, name) for name in variant.samplers})
     networks.load_state_dict(weights)

@@ -7,7 +7,7 @@ import textwrap
 import torch
 from torch.func import functional_call
 
-from ganzoo.data.base import DataSet, Tensors
+from ganzoo.data.base import DataSet, Tensors, numbered
 from ganzoo.errors import ArgumentError
 from ganzoo.techniques.base import equipped
 from ganzoo.training import distributed
@@ -57,7 +57,7 @@ def describe(sources):
         fields = {field: tuple(values.shape[1:]) for field, values in samples.popitem()[1].items()}
     else:
         fields = {domain: tuple(sample["image"].shape[1:]) for domain, sample in samples.items()}
-    return DataInfo(main.name, tuple(main.shape), main.classes, fields)
+    return DataInfo(main.name, tuple(main.shape), main.classes, fields, main.vocabulary)
 
 
 class Trainer:
@@ -414,13 +414,18 @@ def check_form(variant, sources):
 
 
 def _classes_to_draw(variant, data, count, labels, device):
-    """(count,) int64, all classes in turn unless given; None where the variant is not conditional."""
+    """(count,) int64, all classes in turn unless given, or captions (count, T); None where the variant is not conditional."""
     if not variant.conditional:
         if labels is not None:
             raise ArgumentError("labels", "left out, as the generator is not conditional", f"{len(labels)} of them")
         return None
     if labels is None:
         return torch.arange(count, device=device) % data.classes
+    if any(isinstance(label, str) for label in labels):
+        if not (data.vocabulary and len(labels) == count):
+            wanted = f"{count} {'captions or ' if data.vocabulary else ''}whole numbers"
+            raise ArgumentError("labels", wanted, textwrap.shorten(str(labels), 80, placeholder=" …"))
+        return numbered(labels, data.vocabulary, *data.fields["caption"]).to(device)
     labels = torch.as_tensor(labels, device=device)
     whole = labels.shape == (count,) and not labels.is_floating_point()
     if not (whole and 0 <= labels.min() and labels.max() < data.classes):

@@ -37,13 +37,14 @@ class Networks(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class DataInfo:
-    """What networks may know of the data: `shape` of one sample, number of `classes` or None, and `fields`, the shape of
-    every field of a sample or of every domain by name."""
+    """What networks may know of the data: `shape` of one sample, number of `classes` or None, `fields`, the shape of
+    every field of a sample or of every domain by name, and the `vocabulary` of captions."""
 
     name: str
     shape: tuple
     classes: int | None = None
     fields: dict = dataclasses.field(default_factory=dict)
+    vocabulary: tuple = ()
 
     @property
     def points(self):

@@ -1,7 +1,6 @@
 from dataclasses import dataclass
 
-from ganzoo.networks import dcgan, toy
-from ganzoo.networks.conditional import Conditioned, Labels
+from ganzoo.networks import conditional
 from ganzoo.objectives import minimax_discriminator, non_saturating_generator
 from ganzoo.variants.alternating import Alternating
 from ganzoo.variants.base import Networks, register
@@ -9,14 +8,12 @@ from ganzoo.variants.base import Networks, register
 
 @dataclass
 class Conditional(Alternating):
-    """What conditional games have in common: a generator whose latents are followed by an embedding of the label, as long as they are."""
+    """What conditional games have in common: a generator of latents and labels."""
 
     conditional = True
 
     def generator(self, data):
-        family = toy if data.points else dcgan
-        generator = family.Generator(2 * self.latent, data.shape, self.width)
-        return Conditioned(generator, Labels(data.classes, (self.latent,)))
+        return conditional.generator(self.latent, data.shape, self.width, data.classes)
 
 
 @register("cgan")
@@ -33,14 +30,9 @@ class CGAN(Conditional):
     """
 
     def networks(self, data, ops):
-        if data.points:
-            discriminator, plane = toy.Discriminator((2 * data.shape[0],), self.width), data.shape
-        else:
-            channels, *size = data.shape
-            discriminator, plane = dcgan.Discriminator((channels + 1, *size), self.width), (1, *size)
         return Networks(
             generator=self.generator(data),
-            discriminator=Conditioned(discriminator, Labels(data.classes, plane)),
+            discriminator=conditional.discriminator(data.shape, self.width, data.classes),
         )
 
     def discriminator_loss(self, networks, draw, ops):

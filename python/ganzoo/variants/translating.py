@@ -10,22 +10,11 @@ KEPT = 64
 
 
 @dataclass
-class Translating(Variant):
+class FromImages(Variant):
     """A variant that makes images of images. To sample without data it keeps a few to start from, as a buffer of the game, `sources`;
-    a latent is a number in [0, 1) that says which of them.
-
-    A subclass gives `translate(networks, images)` and, unless its data are domains, `pair(sample)`.
-    """
+    a latent is a number in [0, 1) that says which of them."""
 
     samplers = ("generator", "sources")
-
-    def translate(self, networks, images):
-        """What the generator makes of images."""
-        raise NotImplementedError
-
-    def pair(self, sample):
-        """A batch of the data as what is to be translated and what it is to become."""
-        raise NotImplementedError
 
     def latents(self, count, generator):
         rounds = -(-count // KEPT)
@@ -34,6 +23,22 @@ class Translating(Variant):
 
     def chosen(self, networks, latents):
         return networks.sources[(latents[:, 0] * len(networks.sources)).long()]
+
+
+@dataclass
+class Translating(FromImages):
+    """One that translates: what becomes of an image is decided by the image.
+
+    A subclass gives `translate(networks, images)` and, unless its data are domains, `pair(sample)`.
+    """
+
+    def translate(self, networks, images):
+        """What the generator makes of images."""
+        raise NotImplementedError
+
+    def pair(self, sample):
+        """A batch of the data as what is to be translated and what it is to become."""
+        raise NotImplementedError
 
     def sample(self, networks, latents, labels=None):
         return self.translate(networks, self.chosen(networks, latents))
