@@ -321,3 +321,16 @@ def test_made_faces_age_and_stay_the_same_persons(tmp_path):
     own = faces[::6, 0, CHEEKS[0], CHEEKS[1]].flatten(1).mean(1)
     for aged in cheeks.T:  # and keeps the shade of skin
         assert torch.corrcoef(torch.stack([own, aged]))[0, 1] > 0.9
+
+
+# --- techniques ---
+
+
+@pytest.mark.parametrize("technique", ["feature-matching", "virtual-batch-norm"])
+def test_techniques_that_call_the_generator_know_of_labels_alone(technique):
+    for name in ("cgan", "acgan"):
+        figures = small(name, "captioned-digits", techniques=[technique]).step()
+        assert all(value.isfinite() for value in figures.values())
+    for name in ("text-to-image", "face-aging"):
+        with pytest.raises(ganzoo.Error, match=f"{name}: its generator is given more than latents and labels."):
+            small(name, "captioned-digits", techniques=[technique])

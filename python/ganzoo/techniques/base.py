@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import typing
 
+import torch
 from torch import nn
 
 from ganzoo.errors import ArgumentError, Error
@@ -67,6 +68,11 @@ class Technique(Checked):
             self.refuse("it does not learn from single samples")
         if type(plain(self.variant)).phase_at is not Variant.phase_at:
             self.refuse("its networks grow, and see the data as large as they are")
+
+    def need_plain_generator(self, networks):
+        """Refuse variants whose generator is given more than latents and labels: what that is, is kept among what samples."""
+        if any(isinstance(getattr(networks, name), torch.Tensor) for name in self.variant.samplers):
+            self.refuse("its generator is given more than latents and labels")
 
     def judges_of(self, networks):
         """Names of the networks that are shown real samples and generated ones and return scores."""

@@ -22,6 +22,7 @@ class FeatureMatching(Technique):
     def networks(self, data, ops):
         self.need_samples()
         networks = self.variant.networks(data, ops)
+        self.need_plain_generator(networks)
         name = self.judges_of(networks)[0]
         judge = getattr(networks, name)
         if len(each(judge)) > 1:

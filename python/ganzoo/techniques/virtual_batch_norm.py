@@ -27,6 +27,7 @@ class VirtualBatchNorm(Technique):
             self.refuse("its generator makes images of images")
         self.both_sides(self.variant.players(ops))
         networks = self.variant.networks(data, ops)
+        self.need_plain_generator(networks)
         generator = getattr(networks, "generator", None)
         norms = [
             (path, module)
