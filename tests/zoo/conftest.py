@@ -52,6 +52,7 @@ TINY = {
     "mad-gan": dict(width=4, generators=3),
     "lapgan": dict(width=1, doublings=1),
     "cogan": dict(width=2),
+    "singan": dict(width=2, scales=2, steps_per_scale=2, size=16, rounds=1, batch=1),
 }
 """Options that make each variant quick, and visit both phases of WGAN's schedule, and of StyleGAN's growing, within a few steps."""
 
@@ -63,6 +64,7 @@ DATA = {
     "lapgan": ("digits",),
     "cogan": ("glyphs", "form=unpaired", "size=16"),
     "text-to-image": ("captioned-digits",),
+    "singan": ("photos", "size=64", "photo=flower"),
 }
 """What those train on for which digits' images alone will not do: a word and options, as on the command line."""
 IMAGES_ONLY = {
@@ -77,6 +79,7 @@ IMAGES_ONLY = {
     "lapgan",
     "cogan",
     "text-to-image",
+    "singan",
 }
 """Those that points in the plane are nothing for, or have no captions."""
 

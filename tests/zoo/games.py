@@ -10,12 +10,12 @@ from torch import nn
 from ganzoo.data.base import Tensors
 from ganzoo.objectives import minimax_discriminator, minimax_generator, non_saturating_generator
 from ganzoo.training import distributed
-from ganzoo.variants import Networks, Player, Regularizer, Variant, began, cyclegan, lapgan, unrolled, wgan
+from ganzoo.variants import Networks, Player, Regularizer, Variant, began, cyclegan, lapgan, singan, unrolled, wgan
 
 RANDOM = torch.Generator().manual_seed(0)
 POINTS = Tensors("points", {"image": torch.randn(64, 2, generator=RANDOM, dtype=torch.float64)})
 IMAGES = Tensors("images", {"image": torch.rand(32, 1, 8, 8, generator=RANDOM, dtype=torch.float64) * 2 - 1})
-ONE_IMAGE = Tensors("image", {"image": torch.rand(1, 1, 8, 8, generator=RANDOM, dtype=torch.float64) * 2 - 1})
+ONE_IMAGE = Tensors("image", {"image": torch.rand(1, 1, 16, 16, generator=RANDOM, dtype=torch.float64) * 2 - 1})
 DOMAINS = {"a": IMAGES, "b": Tensors("others", {"image": -IMAGES.fetch(torch.arange(24))["image"]})}
 
 
@@ -268,68 +268,12 @@ class LAPGAN(lapgan.LAPGAN):
 
 
 @dataclass
-class SinGAN(Game):
+class SinGAN(singan.SinGAN):
     data = ONE_IMAGE
-    batch: int = 1
-    steps_per_scale, sizes = 2, (4, 8)
-
-    @property
-    def samplers(self):
-        return tuple(f"g{i}" for i in range(self.phase + 1)) + ("amplitudes",)
-
-    def phase_at(self, step):
-        return min(step // self.steps_per_scale, len(self.sizes) - 1)
-
-    def latents(self, count, generator):
-        return torch.randn(count, len(self.sizes), *self.data.shape[1:], device=generator.device, generator=generator)
-
-    def networks(self, data, ops):
-        generators = {f"g{i}": nn.Conv2d(1, 1, 3, 1, 1) for i in range(self.phase + 1)}
-        critic = nn.Sequential(nn.Conv2d(1, 4, 3), nn.LeakyReLU(0.2), nn.Conv2d(4, 1, 2))
-        fixed = torch.randn(1, 1, self.sizes[0], self.sizes[0])
-        return Networks(**generators, discriminator=critic, amplitudes=torch.ones(len(self.sizes)), fixed=fixed)
-
-    def up(self, networks, noises, scale):
-        """What the scales up to this one make of a noise for each; none is a noise of 0."""
-        image = 0
-        for i in range(scale + 1):
-            if i:
-                image = F.interpolate(image, size=self.sizes[i], mode="bilinear")
-            noise = noises[i] * networks.amplitudes[i] if i < len(noises) else 0
-            image = getattr(networks, f"g{i}")(image + noise) + image
-        return image
-
-    def noises(self, latents):
-        return [latents[:, i : i + 1, :size, :size] for i, size in enumerate(self.sizes)]
-
-    def view(self, draw):
-        return F.interpolate(draw.real(), size=self.sizes[self.phase], mode="area")
-
-    def enter(self, networks, draw, ops):
-        if self.phase:
-            below = F.interpolate(self.up(networks, [networks.fixed], self.phase - 1), size=self.sizes[self.phase])
-            networks.amplitudes[self.phase] = (below - self.view(draw)).square().mean().sqrt()
-
-    def discriminator_loss(self, networks, draw, ops):
-        real, fake = self.view(draw), self.up(networks, self.noises(draw.latents()), self.phase)
-
-        def critic(x):
-            return networks.discriminator(x).mean((1, 2, 3))
-
-        penalty = ops.gradient_penalty(critic, real, fake, eps=draw.uniform(), weight=0.1)
-        return critic(fake).mean() - critic(real).mean() + penalty, {"penalty": penalty}
-
-    def generator_loss(self, networks, draw, ops):
-        fake = self.up(networks, self.noises(draw.latents()), self.phase)
-        rebuilt = (self.up(networks, [networks.fixed], self.phase) - self.view(draw)).square().mean()
-        return 10 * rebuilt - networks.discriminator(fake).mean(), {"rebuilt": rebuilt}
-
-    def players(self, ops):
-        finest = Player((f"g{self.phase}",), self.generator_loss, self.adam(ops))
-        return {"discriminator": self.player(ops, "discriminator"), "generator": finest}
-
-    def sample(self, networks, latents, labels=None):
-        return self.up(networks, self.noises(latents), self.phase)
+    width: int = 1
+    scales: int = 2
+    steps_per_scale: int = 2
+    rounds: int = 1
 
 
 class Growing(nn.Module):

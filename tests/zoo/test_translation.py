@@ -7,7 +7,7 @@ from torch import nn
 
 from ganzoo import ArgumentError, Trainer
 from ganzoo.metrics import evaluate, psnr
-from ganzoo.networks import patch, srgan, unet
+from ganzoo.networks import patch, singan, srgan, unet
 from ganzoo.training.checkpoint import Generator, save_checkpoint
 from ganzoo.training.evaluate import evaluate_run
 from ganzoo.training.run import RunOptions, settle_data, train
@@ -411,3 +411,92 @@ def test_every_level_of_lapgan_has_noise_of_its_own():
         other = latents.clone()
         other[:, place] += 1
         assert not torch.equal(trainer.variant.sample(trainer.networks, other), sample)
+
+
+# --- SinGAN ---
+
+
+def single(**options):
+    tiny = dict(width=2, scales=3, steps_per_scale=2, size=24, rounds=2)
+    return Trainer(ganzoo.create("singan", **{**tiny, **options}), ganzoo.data.open("photos", size=32, photo="china"))
+
+
+def test_singans_scales_grow_by_the_factor_and_each_trains_alone_with_a_tenth_of_the_rate_at_its_end():
+    trainer = single(steps_per_scale=5)
+    assert trainer.variant.shapes == [(3, 14, 14), (3, 18, 18), (3, 24, 24)]
+    assert [trainer.variant.phase_at(step) for step in (0, 4, 5, 10, 99)] == [0, 0, 1, 2, 2]
+    assert trainer.variant.schedule(0) == ["critic"] * 2 + ["generator"] * 2
+    rates = []
+    for _ in range(6):
+        trainer.step()
+        rates.append(trainer._optimizers["critic"].param_groups[0]["lr"] / 5e-4)
+    assert rates == pytest.approx([1, 1, 1, 1, 0.1, 1])
+    assert ganzoo.create("singan").shape_at(5, (3, 427, 640)) == (3, 64, 96)
+    assert single(size=999).variant.shapes[-1] == (3, 32, 32)  # the image's own size at most
+    with pytest.raises(
+        ArgumentError, match="data must be an image that has 11 x 11 pixels at the coarsest of 3 scales, got 9 x 9"
+    ):
+        single(size=16)
+
+
+def test_singans_noise_is_a_tenth_of_the_error_below_and_rebuilding_has_none_but_at_the_coarsest_scale():
+    trainer = single()
+    for _ in range(3):
+        trainer.step()
+    networks, variant = trainer.networks, trainer.variant
+    assert variant.phase == 1 and set(trainer._players["generator"].networks) == {"g1"}
+    below = nn.functional.interpolate(networks.g0(networks.fixed), size=18, mode="bicubic")
+    figures = loss_of(trainer, "generator", 50)
+    draw = drawn_again(trainer, 50)
+    draw.positions.update(draw._began)
+    real = variant.real(draw)
+    rebuilt = below + networks.g1(below)
+    error = (rebuilt - real).square().mean()
+    torch.testing.assert_close(figures["rebuilt"], error.detach())
+    fake = variant.generated(networks, variant.noises(draw.latents()), 1)
+    torch.testing.assert_close(figures["generator_loss"], (10 * error - networks.critic(fake).mean()).detach())
+
+    straight = single()
+    straight.step(), straight.step()
+    straight._draw.begin(-2)
+    straight._draw.positions.update(straight._draw._began)
+    view = nn.functional.interpolate(straight._draw.real(), size=18, mode="bicubic", antialias=True)
+    below = nn.functional.interpolate(straight.networks.g0(straight.networks.fixed), size=18, mode="bicubic")
+    straight._enter(1)
+    expected = 0.1 * (below - view).square().mean().sqrt().item()
+    assert straight.networks.amplitudes.tolist() == pytest.approx([1, expected, 1], rel=1e-5)
+
+
+def test_singans_penalty_asks_a_slope_of_one_of_every_patch_rather_than_of_their_mean():
+    trainer = single()
+    found = loss_of(trainer, "critic", 50)["gradient_penalty"].item()
+    draw, networks = drawn_again(trainer, 50), trainer.networks
+    draw.positions.update(draw._began)
+    real = trainer.variant.real(draw)
+    fake, eps = networks.g0(trainer.variant.noises(draw.latents())[0]), draw.uniform().view(1, 1, 1, 1)
+    between = (eps * real + (1 - eps) * fake).detach().requires_grad_()
+    (slope,) = torch.autograd.grad(networks.critic(between).sum(), between)
+    assert found == pytest.approx(
+        0.1 * (4 * slope.norm().item() - 1) ** 2, rel=1e-4
+    )  # 14 × 14 pixels have 4 × 4 patches
+
+
+def test_singans_samples_differ_by_the_noise_of_every_scale():
+    trainer = single()
+    for _ in range(6):
+        trainer.step()
+    latents = trainer.variant.latents(1, torch.Generator().manual_seed(0))
+    sample = trainer.variant.sample(trainer.networks, latents)
+    assert latents.shape == (1, 3 * (14**2 + 18**2 + 24**2)) and sample.shape == (1, 3, 24, 24)
+    for place in (300, 3 * 14**2 + 400, 3 * (14**2 + 18**2) + 700):
+        other = latents.clone()
+        other[:, place] += 3
+        assert not torch.equal(trainer.variant.sample(trainer.networks, other), sample)
+
+
+def test_singans_critic_sees_patches_of_11_pixels_and_batches_do_not_mix():
+    critic, x = singan.Critic(3, 4).double(), torch.randn(2, 3, 11, 11, dtype=torch.float64)
+    assert critic(x).shape == (2,) and nn.Sequential(*list(critic)[:-2])(x).shape == (2, 1, 1, 1)
+    generator, x = singan.Generator(3, 4), torch.randn(3, 3, 13, 17)
+    assert generator(x).shape == x.shape
+    torch.testing.assert_close(generator(x)[:1], generator(x[:1]))
