@@ -311,9 +311,9 @@ def test_what_tells_generators_apart(name):
     assert high > 5 and low < -5
 
 
-@pytest.mark.parametrize("name", ["gman", "mad-gan"])
-def test_several_players_draw_the_modes_of_the_ring(name):
-    assert ring(name, 500, width=4)[1].modes >= 7
+@pytest.mark.parametrize("name, options", [("gman", dict(discriminators=2)), ("mad-gan", {})])
+def test_several_players_draw_the_modes_of_the_ring(name, options):
+    assert ring(name, 500, width=4, **options)[1].modes >= 7
 
 
 # --- several games ---
@@ -364,3 +364,6 @@ def test_cogan_plays_a_game_in_either_domain_with_one_latent():
     torch.testing.assert_close(losses[0], expected)
     torch.testing.assert_close(losses[1], sum(F.softplus(-scores).mean() for scores in again[1]))
     assert trainer.sample(3).shape == (3, 1, 16, 32)
+    for technique in ("virtual-batch-norm", "instance-noise"):
+        with pytest.raises(Error, match=f"{technique} does not fit cogan"):
+            glyphs(techniques=(technique,))

@@ -22,7 +22,7 @@ class CoGAN(Alternating):
     Source: Liu and Tuzel (2016), arXiv:1606.07536, section 3.
     """
 
-    adversary = ""  # what it judges are pairs
+    judges, adversary = (), ""  # what it judges are pairs
     usual_data = ("glyphs", "size=16")
     form = "unpaired"
     own: Count = 2
