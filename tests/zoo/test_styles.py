@@ -90,6 +90,43 @@ def test_stylegan2s_state_is_the_public_one_and_gives_the_same_image(ops):
     torch.testing.assert_close(generator(z, torch.cat([noise.flatten(1) for noise in drawn], 1)), expected)
 
 
+@pytest.mark.parametrize("ops", [OPS, STOCK], ids=lambda ops: ops.name)
+def test_stylegan2s_discriminator_is_the_public_one(ops):
+    torch.manual_seed(0)
+    discriminator, x = stylegan2.Discriminator((3, 16, 16), 4, ops).double(), torch.randn(4, 3, 16, 16).double()
+    with torch.no_grad():
+        for name, parameter in discriminator.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
+    state = discriminator.state_dict()
+
+    def convolved(key, x, **options):
+        weight = state[f"{key}.weight"]
+        return F.conv2d(x, weight / math.sqrt(weight[0].numel()), **options)
+
+    def activated(key, x):
+        bias = state[f"{key}.bias"]
+        return math.sqrt(2) * F.leaky_relu(x + bias.view(1, -1, *[1] * (x.dim() - 2)), 0.2)
+
+    def blurred(key, x, pad):
+        kernel = state[f"{key}.kernel"].expand(x.shape[1], 1, 4, 4)
+        return F.conv2d(F.pad(x, (pad, pad, pad, pad)), kernel, groups=x.shape[1])
+
+    y = activated("convs.0.1", convolved("convs.0.0", x))
+    for block in ("convs.1", "convs.2"):
+        z = activated(f"{block}.conv1.1", convolved(f"{block}.conv1.0", y, padding=1))
+        z = convolved(f"{block}.conv2.1", blurred(f"{block}.conv2.0", z, 2), stride=2)
+        skip = convolved(f"{block}.skip.1", blurred(f"{block}.skip.0", y, 1), stride=2)
+        y = (activated(f"{block}.conv2.2", z) + skip) / math.sqrt(2)
+    deviation = (y.var(0, correction=0) + 1e-8).sqrt().mean()
+    y = torch.cat([y, deviation.expand(4, 1, 4, 4)], 1)
+    y = activated("final_conv.1", convolved("final_conv.0", y, padding=1)).flatten(1)
+    first, last = (state[f"final_linear.{number}.weight"] for number in range(2))
+    y = activated("final_linear.0", y @ first.T / math.sqrt(first.shape[1]))
+    y = y @ last.T / math.sqrt(last.shape[1]) + state["final_linear.1.bias"]
+    torch.testing.assert_close(discriminator(x), y.flatten())
+
+
 def test_stylegan2_at_256_has_the_public_checkpoints_keys_and_shapes():
     generator = stylegan2.Generator(512, (3, 256, 256), 128)
     discriminator = stylegan2.Discriminator((3, 256, 256), 128)
