@@ -18,7 +18,7 @@ ATTENTION = {"values": 2, "pooled": True}
 def orthogonal_init(module):
     if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
         nn.init.orthogonal_(module.weight)
-    if getattr(module, "bias", None) is not None and not isinstance(module.bias, nn.Module):
+    if getattr(module, "bias", None) is not None:
         nn.init.zeros_(module.bias)
 
 
@@ -56,7 +56,6 @@ class Generator(nn.Module):
         self.attention = Attention(ops, channels[-2], **ATTENTION)
         self.out = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, image_shape[0], 3, 1, 1), nn.Tanh())
         self.apply(orthogonal_init)
-        nn.init.ones_(self.out[0].weight)
 
     def forward(self, z, labels):
         first, *rest = z.tensor_split(self.parts, 1)

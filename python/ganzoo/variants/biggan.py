@@ -23,7 +23,7 @@ class BigGAN(Alternating):
     """
 
     conditional = True
-    steps: Count = 1000
+    steps: Count = 700
     discriminator_steps: Count = 2
     """Discriminator updates per generator step."""
     embedding: Count = 32
@@ -33,7 +33,7 @@ class BigGAN(Alternating):
     truncation: NotNegative = 0.0
     """t, how large the latents of samples may be; 0 for no limit, which training never has."""
     lr: Positive = 5e-4
-    """Adam's learning rate for the generator. The paper's 5e-5 and 2e-4 are for photographs; these are for 1,000 steps on digits."""
+    """Adam's learning rate for the generator. The paper's 5e-5 and 2e-4 are for photographs; these are for 700 steps on digits."""
     discriminator_lr: Positive = 2e-3
     """Adam's learning rate for the discriminator."""
     betas: Betas = (0.0, 0.999)

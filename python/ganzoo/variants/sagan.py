@@ -21,9 +21,9 @@ class SAGAN(Alternating):
     Source: Zhang et al. (2019), arXiv:1805.08318, sections 3 and 4; two rates: Heusel et al. (2017), arXiv:1706.08500.
     """
 
-    steps: Count = 1500
+    steps: Count = 1000
     lr: Positive = 5e-4
-    """Adam's learning rate for the generator. The paper's 1e-4 and 4e-4 are for photographs; these are for 1,500 steps on digits."""
+    """Adam's learning rate for the generator. The paper's 1e-4 and 4e-4 are for photographs; these are for 1,000 steps on digits."""
     discriminator_lr: Positive = 2e-3
     """Adam's learning rate for the discriminator."""
     betas: Betas = (0.0, 0.9)
