@@ -406,6 +406,9 @@ def test_adaptive_instance_norm_gives_each_channel_its_styles_mean_and_deviation
     with torch.no_grad():
         layer.strength.fill_(1)
     assert not torch.equal(layer(x, w, noise), layer(x, w, 0 * noise))
+    normal = F.instance_norm(F.leaky_relu(x + noise, 0.2) * math.sqrt(2))
+    scale, shift = (part(w)[:, :, None, None] for part in (layer.scale, layer.shift))
+    torch.testing.assert_close(layer(x, w, noise), normal * scale + shift)
 
 
 def test_stylegan_grows_without_a_jump_and_keeps_what_it_has_learnt(images):
