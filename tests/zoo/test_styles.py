@@ -544,6 +544,19 @@ def test_an_untrained_generator_follows_its_input_and_only_r_turns_with_it(equiv
     assert errors[1] < 1e-8 < 1e-5 < errors[0]
 
 
+@pytest.mark.parametrize("radial", [False, True])
+def test_layers_have_twice_the_rate_in_between_and_their_configurations_filters(radial):
+    generator, chain = stylegan3.Generator(8, (1, 32, 32), 8, 2, 6, 10, radial, OPS), stylegan3.bands(32, 6, 10)
+    directions = []
+    for before, after, conv in zip([chain[0], *chain], chain, generator.convs[:-1]):
+        between = 2 * max(before.rate, after.rate)
+        assert conv.up * before.rate == conv.down * after.rate == between
+        assert len(conv.up_filter) == 6 * conv.up and conv.up_filter.dim() == 1
+        assert conv.weight.shape[-1] == (1 if radial else 3)
+        directions.append(conv.down_filter.dim())
+    assert directions == [2 if radial else 1] * 4 + [1] * 2  # the last two are critically sampled
+
+
 def test_the_inputs_transform_is_the_identity_at_first_and_then_turns_and_shifts_it():
     torch.manual_seed(0)
     band = stylegan3.Band(2.0, 6.0, 16, 16)
