@@ -36,10 +36,10 @@ void for_each_part(int64_t items, int64_t scratch_size, const Body& body) {
 }
 
 template <class Tiles>
-Tensor convolve(const Tensor& x_, const Tensor& w_, const Tensor& b_, IntArrayRef sizes, int64_t padding, at::MemoryFormat format) {
+Tensor convolve(const Tensor& x_, const Tensor& w_, const Tensor& b_, IntArrayRef sizes, const Geometry& geometry, at::MemoryFormat format) {
   const Tensor x = x_.contiguous(format), w = w_.contiguous(), b = b_.defined() ? b_.contiguous() : b_;
   Tensor y = at::empty(sizes, x.options().memory_format(format));
-  const kernel::Convolution<Tiles> plan(images_of(x, format), images_of(y, format), padding);
+  const kernel::Convolution<Tiles> plan(images_of(x, format), images_of(y, format), geometry.padding[0], geometry.groups);
   const Tensor packed = numbers(plan.packed());
   const float *from = x.const_data_ptr<float>(), *weights = w.const_data_ptr<float>();
   const float* bias = b.defined() ? b.const_data_ptr<float>() : nullptr;
@@ -52,10 +52,11 @@ Tensor convolve(const Tensor& x_, const Tensor& w_, const Tensor& b_, IntArrayRe
 }
 
 template <class Scheme>
-Tensor gradient(const Tensor& image_, const Tensor& g_, IntArrayRef sizes, int64_t padding, at::MemoryFormat format) {
+Tensor gradient(const Tensor& image_, const Tensor& g_, IntArrayRef sizes, const Geometry& geometry, at::MemoryFormat format) {
   const Tensor image = image_.contiguous(format), g = g_.contiguous(format);
   Tensor w = at::empty(sizes, image.options());
-  const kernel::Weights<Scheme> plan(images_of(image, format), images_of(g, format), padding, torch::stable::get_num_threads());
+  const kernel::Weights<Scheme> plan(images_of(image, format), images_of(g, format), geometry.padding[0], geometry.groups,
+                                     torch::stable::get_num_threads());
   const float *x = image.const_data_ptr<float>(), *gradient = g.const_data_ptr<float>();
   float* to = w.mutable_data_ptr<float>();
   for_each_part(plan.items(), plan.scratch(), [&](int64_t begin, int64_t end, float* scratch) {
@@ -74,12 +75,12 @@ Tensor with_scheme(const Geometry& geometry, const Tensor& w, const Body& body) 
 // A transposed convolution is the gradient in the image of another, and the other way round.
 Tensor forward(const Geometry& geometry, const Tensor& x, const Tensor& w, const Tensor& b, IntArrayRef sizes) {
   return with_scheme(geometry, w, [&]<class Scheme>(Scheme) {
-    return convolve<kernel::Forward<Scheme>>(x, w, b, sizes, geometry.padding[0], format_of(x, w));
+    return convolve<kernel::Forward<Scheme>>(x, w, b, sizes, geometry, format_of(x, w));
   });
 }
 Tensor backward(const Geometry& geometry, const Tensor& g, const Tensor& w, const Tensor& b, IntArrayRef sizes) {
   const Tensor x = with_scheme(geometry, w, [&]<class Scheme>(Scheme) {
-    return convolve<kernel::Backward<Scheme>>(g, w, b, sizes, geometry.padding[0], format_of(g, w));
+    return convolve<kernel::Backward<Scheme>>(g, w, b, sizes, geometry, format_of(g, w));
   });
   if (geometry.padding[0] == 0)  // the first row and column, of one tap across
     for (const int64_t d : {2, 3}) {
@@ -101,15 +102,17 @@ bool fits(const Geometry& geometry, const Tensor& x, const Tensor& w, const Tens
   for (const Tensor& t : {x, w, other})
     if (t.defined() && (is_traced(t) || !t.is_cpu() || t.layout() != at::kStrided || t.scalar_type() != at::kFloat || t.is_neg()))
       return false;
-  if (geometry.groups != 1 || x.dim() != 4 || w.dim() != 4 || w.size(2) != w.size(3)) return false;
+  if (x.dim() != 4 || w.dim() != 4 || w.size(2) != w.size(3)) return false;
   const int64_t taps = w.size(2), stride = geometry.stride[0], padding = geometry.padding[0];
   if (!all_are(stride, geometry.stride) || !all_are(padding, geometry.padding) || !all_are(1, geometry.dilation)) return false;
   const bool uneven = taps == 3 && stride == 2;
   if (!uneven && !(taps == 3 && stride == 1) && !(taps == 4 && stride == 2)) return false;
   if (padding != 1 && !(padding == 0 && uneven)) return false;
-  if (w.size(0) % kernel::kPanel != 0 || w.size(1) % kernel::kPanel != 0) return false;
+  const int64_t groups = geometry.groups, multiple = groups == 1 ? kernel::kPanel : kernel::kLane;
+  if (groups > 1 && (stride != 1 || geometry.transposed)) return false;
+  if (w.size(0) % (groups * multiple) != 0 || w.size(1) % multiple != 0) return false;
   // of a shape that stock refuses
-  if (x.size(1) != w.size(geometry.transposed ? 0 : 1)) return false;
+  if (x.size(1) != (geometry.transposed ? w.size(0) : w.size(1) * groups)) return false;
   if (other.defined() && other.dim() == 1 && other.size(0) != w.size(geometry.transposed ? 1 : 0)) return false;
   if (x.numel() == 0 || x.size(2) < 2 || x.size(3) < 2) return false;
   // products for a pair of channels; transforms take a fifth of the time, and those of the weights as much as so many products
@@ -137,7 +140,7 @@ Tensor input_gradient(const Geometry& geometry, const Tensor& g, const Tensor& x
 Tensor weight_gradient(const Geometry& geometry, const Tensor& g, const Tensor& x, const Tensor& w) {
   const Tensor &image = geometry.transposed ? g : x, &other = geometry.transposed ? x : g;
   return with_scheme(geometry, w, [&]<class Scheme>(Scheme) {
-    return gradient<Scheme>(image, other, w.sizes(), geometry.padding[0], format_of(x, w));
+    return gradient<Scheme>(image, other, w.sizes(), geometry, format_of(x, w));
   });
 }
 

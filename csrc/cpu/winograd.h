@@ -25,8 +25,10 @@
 namespace gankernels::winograd {
 
 constexpr int kLane = 16;   // channels that are transformed together
-constexpr int kPanel = 32;  // channels that are multiplied together
+constexpr int kPanel = 32;  // channels that are multiplied together, or kLane where a group of channels has no more
 constexpr int kUnit = 8;    // tiles that are multiplied together
+
+constexpr int64_t panel_of(int64_t channels) { return channels % kPanel == 0 ? kPanel : kLane; }
 
 typedef float Vector __attribute__((vector_size(4 * kLane), aligned(4), may_alias));
 GK_INLINE Vector& vector_at(float* p) { return *reinterpret_cast<Vector*>(p); }
@@ -182,15 +184,15 @@ GK_INLINE void planes_of_pixels(const float* from, int64_t count, float* planes,
 // A sum of so many products is added to those before: over a thousand channels one long sum would round several times as much.
 constexpr int64_t kRun = 128;
 
-// c[m, n] (+)= Σ_k a[m, k] b[k, n] for kUnit rows m and kPanel columns n, k from 1. Either a's rows lie side by side in memory, or its
+// c[m, n] (+)= Σ_k a[m, k] b[k, n] for kUnit rows m and kWide columns n, k from 1. Either a's rows lie side by side in memory, or its
 // columns.
-template <int kBytes, bool kColumns, bool kAdd>
+template <int kBytes, int kWide, bool kColumns, bool kAdd>
 GK_INLINE void multiply_unit(const float* a, int64_t a_line, const float* b, int64_t b_line, int64_t depth, float* c, int64_t c_line) {
   using Register = register_of<float, kBytes>;
   typedef Register Loose __attribute__((aligned(4), may_alias));
-  constexpr int lanes = kBytes / 4, rows = kBytes == 64 ? kUnit : kUnit / 2, columns = 2;
+  constexpr int lanes = kBytes / 4, rows = kBytes == 64 ? kUnit : kUnit / 2, columns = std::min(2, kWide / lanes);
   for (int m = 0; m < kUnit; m += rows)
-    for (int n = 0; n < kPanel; n += columns * lanes) {
+    for (int n = 0; n < kWide; n += columns * lanes) {
       const float* from[rows];
       for (int i = 0; i < rows; ++i) from[i] = a + (m + i) * (kColumns ? 1 : a_line);
       const float* right = b + n;
@@ -213,18 +215,21 @@ GK_INLINE void multiply_unit(const float* a, int64_t a_line, const float* b, int
     }
 }
 
-// The product for one of the positions: `panels` times kPanel columns. Panels of b lie b_panel apart.
+// The product for one of the positions: `panels` times `wide` columns, of which kLane or kPanel. Panels of b lie b_panel apart.
 struct Product {
-  int64_t rows, panels, depth;
+  int64_t rows, panels, wide, depth;
   int64_t a_line, b_line, b_panel, c_line;
 };
 template <bool kColumns, bool kAdd>
 void multiply(const Product& p, const float* a, const float* b, float* c) {
-  with_registers([&]<int kBytes>() GK_INLINE_LAMBDA {
+  const auto with_width = [&]<int kBytes, int kWide>() GK_INLINE_LAMBDA {
     for (int64_t panel = 0; panel < p.panels; ++panel)
       for (int64_t m = 0; m < p.rows; m += kUnit)
-        multiply_unit<kBytes, kColumns, kAdd>(a + m * (kColumns ? 1 : p.a_line), p.a_line, b + panel * p.b_panel, p.b_line, p.depth,
-                                              c + m * p.c_line + panel * kPanel, p.c_line);
+        multiply_unit<kBytes, kWide, kColumns, kAdd>(a + m * (kColumns ? 1 : p.a_line), p.a_line, b + panel * p.b_panel, p.b_line, p.depth,
+                                                     c + m * p.c_line + panel * kWide, p.c_line);
+  };
+  with_registers([&]<int kBytes>() GK_INLINE_LAMBDA {
+    p.wide == kPanel ? with_width.template operator()<kBytes, kPanel>() : with_width.template operator()<kBytes, kLane>();
   });
 }
 
@@ -244,8 +249,8 @@ struct Grid {
 
 constexpr int64_t tiles_of(int64_t size, int64_t tile) { return (size + tile - 1) / tile; }
 
-// Lines, and whole matrices, that lie a power of two apart would share their place in the cache.
-constexpr int64_t line_of(int64_t channels) { return channels + kLane; }
+// Lines, and whole matrices, that lie a power of two apart would share their place in the cache; lines of one register fill it.
+constexpr int64_t line_of(int64_t channels) { return channels > kLane ? channels + kLane : channels; }
 constexpr int64_t matrix_of(int64_t lines, int64_t line) { return lines * line + kLane; }
 
 // What a tile reads: `patch` pixels a dimension, `step` from tile to tile, the first at origin().
@@ -357,38 +362,44 @@ GK_MULTIVERSION void read_tiles(const Grid& grid, const Images& images, const fl
 template <class Tiles>
 struct Convolution : Tiles {
   using Tiles::N, Tiles::S;
+  static constexpr int64_t kPart = kLane;  // channels that go through the cache together, if groups are as small
   static constexpr int tile = Tiles::forward ? 2 : 2 * S;  // pixels of the result, a dimension
   static constexpr int products = (Tiles::forward ? 1 : Tiles::phases) * N * N;
   static constexpr int factors = Tiles::shared ? N * N : products;  // transformed values of a channel of the source
 
   Images from, to;
-  int64_t padding;
+  int64_t padding, groups;
   int64_t border = Tiles::forward ? 0 : 1 - padding;  // first rows and columns of the result that are not computed
   Grid grid{to.samples, tiles_of(to.height - border, tile), tiles_of(to.width - border, tile), padding};
-  int64_t depth = (Tiles::forward ? Tiles::phases : 1) * from.channels;
-  int64_t panels = to.channels / kPanel;
+  int64_t sources = from.channels / groups, results = to.channels / groups;  // channels of a group
+  int64_t wide = panel_of(results), panels = results / wide;
+  int64_t depth = (Tiles::forward ? Tiles::phases : 1) * sources;  // in groups, of one phase
+  int64_t part = std::clamp<int64_t>(kPart / sources, 1, groups);  // groups that are in the cache together
 
-  Convolution(const Images& from, const Images& to, int64_t padding) : from(from), to(to), padding(padding) {}
+  Convolution(const Images& from, const Images& to, int64_t padding, int64_t groups)
+      : from(from), to(to), padding(padding), groups(groups) {}
+  int64_t line() const { return line_of(depth * part); }
+  int64_t out_line() const { return line_of(results * part); }
   int64_t packed_product() const { return matrix_of(depth, to.channels); }
   int64_t packed() const { return products * packed_product(); }
   int64_t to_pack() const { return panels * from.channels; }
   int64_t writing() const { return to.pixels ? 0 : kLane * (std::min(grid.block() * tile, to.height) * to.width + kLane); }
   int64_t scratch() const {
-    return factors * matrix_of(grid.block_tiles(), line_of(depth)) + products * matrix_of(grid.block_tiles(), line_of(to.channels)) +
-           std::max(reading<Tiles>(grid, from, from.channels), writing());
+    return factors * matrix_of(grid.block_tiles(), line()) + products * matrix_of(grid.block_tiles(), out_line()) +
+           std::max(reading<Tiles>(grid, from, part * sources), writing());
   }
 };
 
-// w (O, C, K, K) to packed (products, panels, depth, kPanel); items are channels of the source, panel by panel
+// w (O, C / groups, K, K) to packed (products, panels of all groups, depth, wide); items are channels of the source, panel by panel
 template <class C>
 GK_MULTIVERSION void pack(const C& c, const float* w, int64_t begin, int64_t end, float* packed) {
   constexpr int S = C::S, N = C::N, R = C::R;
   constexpr bool forward = C::forward;
-  const int64_t sources = c.from.channels, channels = forward ? sources : c.to.channels;  // `channels` of the image
+  const int64_t sources = c.sources, channels = forward ? sources : c.results;  // `channels` of the image, of a group
   for (int64_t item = begin; item < end; ++item)
-    for (int half = 0; half < kPanel; half += kLane) {
-      const int64_t panel = item / sources, k = item % sources, first = panel * kPanel + half;
-      const float* at = w + (forward ? first * channels + k : k * channels + first) * C::taps;
+    for (int half = 0; half < c.wide; half += kLane) {
+      const int64_t panel = item / sources, k = item % sources, group = panel / c.panels, first = panel % c.panels * c.wide + half;
+      const float* at = w + (forward ? (group * c.results + first) * channels + k : (group * sources + k) * channels + first) * C::taps;
       Vector lines[kLane] = {};
       for (int l = 0; l < kLane; ++l) std::memcpy(&lines[l], at + l * (forward ? channels : 1) * C::taps, C::taps * sizeof(float));
       transpose(lines);
@@ -402,18 +413,19 @@ GK_MULTIVERSION void pack(const C& c, const float* w, int64_t begin, int64_t end
         for (int e = 0; e < N * N; ++e)
           if (C::has(e, phase)) {
             const int64_t product = forward ? e : phase * N * N + e, row = forward ? C::place(e, phase) * sources + k : k;
-            vector_at(packed + product * c.packed_product() + (panel * c.depth + row) * kPanel + half) = u[e];
+            vector_at(packed + product * c.packed_product() + (panel * c.depth + row) * c.wide + half) = u[e];
           }
       }
     }
 }
 
+// Channels [begin, end) of the tiles in rows [first, last).
 template <class C>
-GK_MULTIVERSION void write_tiles(const C& c, const float* m, int64_t line, int64_t product_size, const float* bias, int64_t first,
-                                 int64_t last, float* lanes, float* result) {
+GK_MULTIVERSION void write_tiles(const C& c, const float* m, int64_t line, int64_t product_size, const float* bias, int64_t begin,
+                                 int64_t end, int64_t first, int64_t last, float* lanes, float* result) {
   constexpr int N = C::N;
-  const int64_t height = c.to.height, width = c.to.width, group = c.to.pixels ? c.to.channels : kLane;
-  for (int64_t channel = 0; channel < c.to.channels; channel += group)
+  const int64_t height = c.to.height, width = c.to.width, group = c.to.pixels ? end - begin : kLane;
+  for (int64_t channel = begin; channel < end; channel += group)
     for (int64_t row = first, next; row < last; row = next) {
       const int64_t n = row / c.grid.tile_rows, before = n * c.grid.tile_rows;
       next = std::min(last, before + c.grid.tile_rows);
@@ -424,7 +436,7 @@ GK_MULTIVERSION void write_tiles(const C& c, const float* m, int64_t line, int64
       for (int64_t r = row; r < next; ++r)
         for (int64_t t = 0; t < c.grid.row_tiles; ++t)
           for (int64_t k = 0; k < group; k += kLane) {
-            const float* at = m + ((r - first) * c.grid.row_tiles + t) * line + channel + k;
+            const float* at = m + ((r - first) * c.grid.row_tiles + t) * line + channel - begin + k;
             const Vector shift = bias ? vector_at(bias + channel + k) : Vector{};
             for (int phase = 0; phase < C::products / (N * N); ++phase) {
               Vector x[N * N], y[4];
@@ -451,32 +463,34 @@ template <class Tiles>
 void compute(const Convolution<Tiles>& c, const float* source, const float* packed, const float* bias, int64_t begin, int64_t end,
              float* scratch, float* result) {
   using C = Convolution<Tiles>;
-  const int64_t line = line_of(c.depth), out_line = line_of(c.to.channels);
+  const int64_t line = c.line(), out_line = c.out_line();
   const int64_t v_size = matrix_of(c.grid.block_tiles(), line), m_size = matrix_of(c.grid.block_tiles(), out_line);
   float *const v = scratch, *const m = v + C::factors * v_size, *const rest = m + C::products * m_size;
   for (int64_t first = begin, last; first < end; first = last) {
     last = std::min(end, first + c.grid.block());
-    read_tiles<Tiles>(c.grid, c.from, source, 0, c.from.channels, first, last, rest, v, line, v_size);
     const int64_t tiles = tiles_of((last - first) * c.grid.row_tiles, kUnit) * kUnit;
-    for (int e = 0; e < C::positions; ++e) {
-      if constexpr (C::forward) {
-        multiply<false, false>({tiles, c.panels, C::count(e) * c.from.channels, line, kPanel, c.depth * kPanel, out_line}, v + e * v_size,
-                               packed + e * c.packed_product(), m + e * m_size);
-        continue;
-      }
-      for (int phase = 0; phase < C::phases; ++phase) {
-        const int product = phase * C::positions + e;
-        if (C::has(e, phase))
-          multiply<false, false>({tiles, c.panels, c.depth, line, kPanel, c.depth * kPanel, out_line},
-                                 v + (C::shared ? e : product) * v_size, packed + product * c.packed_product(), m + product * m_size);
-      }
+    for (int64_t part = 0; part < c.groups; part += c.part) {
+      const int64_t behind = std::min(part + c.part, c.groups);
+      read_tiles<Tiles>(c.grid, c.from, source, part * c.sources, behind * c.sources, first, last, rest, v, line, v_size);
+      for (int e = 0; e < C::positions; ++e)
+        for (int phase = 0; phase < (C::forward ? 1 : C::phases); ++phase) {
+          if (!C::forward && !C::has(e, phase)) continue;
+          const int product = phase * C::positions + e;
+          const int64_t depth = C::forward ? C::count(e) * c.sources : c.depth, group_size = c.panels * c.depth * c.wide;
+          for (int64_t group = part; group < behind; ++group)
+            multiply<false, false>({tiles, c.panels, c.wide, depth, line, c.wide, c.depth * c.wide, out_line},
+                                   v + (C::shared ? e : product) * v_size + (group - part) * c.sources,
+                                   packed + product * c.packed_product() + group * group_size,
+                                   m + product * m_size + (group - part) * c.results);
+        }
+      write_tiles(c, m, out_line, m_size, bias, part * c.results, behind * c.results, first, last, rest, result);
     }
-    write_tiles(c, m, out_line, m_size, bias, first, last, rest, result);
   }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The gradient in the weights. Items are groups of the image's channels by groups of g's; each sums over all tiles, in their order.
+// The gradient in the weights. Items are parts of the image's channels by parts of g's, of one group; each sums over all tiles, in their
+// order.
 // ---------------------------------------------------------------------------------------------------------------------
 
 template <class Scheme>
@@ -485,21 +499,24 @@ struct Weights : Scheme {
 
   Images x, g;
   Grid grid;
-  int64_t x_group = S == 1 ? 64 : 32, g_group = 4 * kPanel;
+  int64_t groups, x_channels = x.channels / groups, g_channels = g.channels / groups;  // of a group
+  int64_t wide = panel_of(g_channels);
+  int64_t x_part = std::min<int64_t>(x_channels, S == 1 ? 64 : 32), g_part = std::min<int64_t>(g_channels, 4 * kPanel);
 
-  Weights(const Images& x, const Images& g, int64_t padding, int threads)
-      : x(x), g(g), grid{g.samples, tiles_of(g.height, 2), tiles_of(g.width, 2), padding} {
-    while (items() < 2 * threads && x_group > kLane) x_group /= 2;
-    while (items() < 2 * threads && g_group > kPanel) g_group /= 2;
+  Weights(const Images& x, const Images& g, int64_t padding, int64_t groups, int threads)
+      : x(x), g(g), grid{g.samples, tiles_of(g.height, 2), tiles_of(g.width, 2), padding}, groups(groups) {
+    while (items() < 2 * threads && x_part % (2 * kLane) == 0) x_part /= 2;
+    while (items() < 2 * threads && g_part % (2 * wide) == 0) g_part /= 2;
   }
-  int64_t x_groups() const { return tiles_of(x.channels, x_group); }
-  int64_t items() const { return x_groups() * tiles_of(g.channels, g_group); }
-  int64_t x_line() const { return line_of(S * S * x_group); }
-  int64_t g_line() const { return line_of(g_group); }
-  int64_t sums_size() const { return matrix_of(S * S * x_group, g_line()); }
+  int64_t x_parts() const { return tiles_of(x_channels, x_part); }
+  int64_t g_parts() const { return tiles_of(g_channels, g_part); }
+  int64_t items() const { return groups * x_parts() * g_parts(); }
+  int64_t x_line() const { return line_of(S * S * x_part); }
+  int64_t g_line() const { return line_of(g_part); }
+  int64_t sums_size() const { return matrix_of(S * S * x_part, g_line()); }
   int64_t scratch() const {
     return Scheme::positions * (matrix_of(grid.block_tiles(), x_line()) + matrix_of(grid.block_tiles(), g_line()) + sums_size()) +
-           std::max(reading<Forward<Scheme>>(grid, x, x_group), reading<Outputs<Scheme>>(grid, g, g_group));
+           std::max(reading<Forward<Scheme>>(grid, x, x_part), reading<Outputs<Scheme>>(grid, g, g_part));
   }
 };
 
@@ -524,16 +541,18 @@ GK_MULTIVERSION void write_weights(const Weights<Scheme>& c, const float* sums, 
       }
       transpose(lines);
       for (int l = 0; l < kLane; ++l)
-        std::memcpy(result + ((g_begin + o + l) * c.x.channels + x_begin + channel) * Scheme::taps, &lines[l], Scheme::taps * sizeof(float));
+        std::memcpy(result + ((g_begin + o + l) * c.x_channels + x_begin % c.x_channels + channel) * Scheme::taps, &lines[l],
+                    Scheme::taps * sizeof(float));
     }
 }
 
-// result (O, C, K, K): one item
+// result (O, C / groups, K, K): one item
 template <class Scheme>
 void compute(const Weights<Scheme>& c, const float* x, const float* g, int64_t item, float* scratch, float* result) {
   constexpr int products = Scheme::positions;
-  const int64_t x_begin = item % c.x_groups() * c.x_group, x_end = std::min(x_begin + c.x_group, c.x.channels);
-  const int64_t g_begin = item / c.x_groups() * c.g_group, g_end = std::min(g_begin + c.g_group, c.g.channels);
+  const int64_t group = item / c.x_parts() / c.g_parts(), behind_x = (group + 1) * c.x_channels, behind_g = (group + 1) * c.g_channels;
+  const int64_t x_begin = group * c.x_channels + item % c.x_parts() * c.x_part, x_end = std::min(x_begin + c.x_part, behind_x);
+  const int64_t g_begin = group * c.g_channels + item / c.x_parts() % c.g_parts() * c.g_part, g_end = std::min(g_begin + c.g_part, behind_g);
   const int64_t sums_size = c.sums_size();
   const int64_t v_size = matrix_of(c.grid.block_tiles(), c.x_line()), u_size = matrix_of(c.grid.block_tiles(), c.g_line());
   float *const v = scratch, *const u = v + products * v_size, *const sums = u + products * u_size, *const rest = sums + products * sums_size;
@@ -543,8 +562,8 @@ void compute(const Weights<Scheme>& c, const float* x, const float* g, int64_t i
     read_tiles<Forward<Scheme>>(c.grid, c.x, x, x_begin, x_end, first, last, rest, v, c.x_line(), v_size);
     read_tiles<Outputs<Scheme>>(c.grid, c.g, g, g_begin, g_end, first, last, rest, u, c.g_line(), u_size);
     for (int e = 0; e < products; ++e)
-      multiply<true, true>({Scheme::count(e) * (x_end - x_begin), (g_end - g_begin) / kPanel, (last - first) * c.grid.row_tiles, c.x_line(),
-                            c.g_line(), kPanel, c.g_line()},
+      multiply<true, true>({Scheme::count(e) * (x_end - x_begin), (g_end - g_begin) / c.wide, c.wide, (last - first) * c.grid.row_tiles,
+                            c.x_line(), c.g_line(), c.wide, c.g_line()},
                            v + e * v_size, u + e * u_size, sums + e * sums_size);
   }
   write_weights(c, sums, x_begin, x_end, g_begin, g_end, sums_size, result);

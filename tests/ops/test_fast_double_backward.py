@@ -507,34 +507,40 @@ def test_the_gradient_of_an_image(channels, outputs, size, kernel, stride, paddi
     assert calls_stock == is_matrix_product
 
 
-# taps, stride, padding, transposed, samples, channels, outputs, size, output padding: partial tiles, blocks that end within a sample, rows
+# taps, stride, padding, transposed, samples, channels, outputs, size, output padding, groups: partial tiles, blocks that end within a sample, rows
 # longer than a block
 MINIMAL_FILTERING = [
-    (3, 1, 1, False, 24, 32, 64, (5, 7), 0),
-    (3, 1, 1, True, 8, 96, 32, (9, 16), 0),
-    (3, 1, 1, False, 1, 32, 32, (3, 261), 0),
-    (4, 2, 1, False, 16, 64, 32, (15, 21), 0),
-    (4, 2, 1, False, 64, 32, 96, (10, 8), 0),
-    (4, 2, 1, False, 1, 32, 160, (64, 270), 0),
-    (4, 2, 1, True, 16, 64, 32, (8, 9), 1),
-    (4, 2, 1, True, 6, 32, 64, (16, 12), 0),
-    (3, 2, 1, False, 12, 64, 32, (32, 31), 0),
-    (3, 2, 1, True, 6, 32, 64, (20, 24), 1),
-    (3, 2, 0, False, 1, 32, 96, (49, 274), 0),
-    (3, 2, 0, True, 9, 96, 32, (16, 18), 0),
-    (3, 2, 0, True, 2, 64, 96, (63, 20), 1),
+    (3, 1, 1, False, 24, 32, 64, (5, 7), 0, 1),
+    (3, 1, 1, True, 8, 96, 32, (9, 16), 0, 1),
+    (3, 1, 1, False, 1, 32, 32, (3, 261), 0, 1),
+    (4, 2, 1, False, 16, 64, 32, (15, 21), 0, 1),
+    (4, 2, 1, False, 64, 32, 96, (10, 8), 0, 1),
+    (4, 2, 1, False, 1, 32, 160, (64, 270), 0, 1),
+    (4, 2, 1, True, 16, 64, 32, (8, 9), 1, 1),
+    (4, 2, 1, True, 6, 32, 64, (16, 12), 0, 1),
+    (3, 2, 1, False, 12, 64, 32, (32, 31), 0, 1),
+    (3, 2, 1, True, 6, 32, 64, (20, 24), 1, 1),
+    (3, 2, 0, False, 1, 32, 96, (49, 274), 0, 1),
+    (3, 2, 0, True, 9, 96, 32, (16, 18), 0, 1),
+    (3, 2, 0, True, 2, 64, 96, (63, 20), 1, 1),
+    (3, 1, 1, False, 8, 96, 48, (9, 16), 0, 3),
+    (3, 1, 1, False, 2, 64, 128, (33, 30), 0, 4),
+    (3, 1, 1, False, 1, 96, 96, (3, 261), 0, 2),
 ]
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
-    "taps, stride, padding, transposed, samples, channels, outputs, size, output_padding", MINIMAL_FILTERING
+    "taps, stride, padding, transposed, samples, channels, outputs, size, output_padding, groups", MINIMAL_FILTERING
 )
-def test_minimal_filtering(taps, stride, padding, transposed, samples, channels, outputs, size, output_padding, layout):
+def test_minimal_filtering(
+    taps, stride, padding, transposed, samples, channels, outputs, size, output_padding, groups, layout
+):
     convolution = F.conv_transpose2d if transposed else F.conv2d
-    options = dict(stride=stride, padding=padding) | (dict(output_padding=output_padding) if transposed else {})
+    options = dict(stride=stride, padding=padding, groups=groups)
+    options |= dict(output_padding=output_padding) if transposed else {}
     x = torch.randn(samples, channels, *size).to(memory_format=layout)
-    weight = torch.randn(*((channels, outputs) if transposed else (outputs, channels)), taps, taps).to(
+    weight = torch.randn(*((channels, outputs) if transposed else (outputs, channels // groups)), taps, taps).to(
         memory_format=layout
     )
     g, dx, dw = torch.randn_like(convolution(x, weight, **options)), torch.randn_like(x), torch.randn_like(weight)
@@ -572,6 +578,14 @@ def test_minimal_filtering(taps, stride, padding, transposed, samples, channels,
         torch.set_num_threads(threads)
     if layout is torch.contiguous_format:
         assert all(torch.equal(a, b) for a, b in zip(got, ours(wide, *tensors[1:])))
+
+
+@pytest.mark.parametrize("channels, outputs, groups", [(64, 64, 8), (48, 32, 2), (32, 48, 2)])
+def test_groups_that_fill_no_register_are_left_to_stock(channels, outputs, groups):
+    x, weight = torch.randn(8, channels, 16, 16), torch.randn(outputs, channels // groups, 3, 3)
+    with gk.fast_double_backward():
+        y = F.conv2d(x, weight, None, 1, 1, 1, groups)
+    assert torch.equal(y, F.conv2d(x, weight, None, 1, 1, 1, groups))
 
 
 @pytest.mark.parametrize("stride, taps", [(1, 3), (2, 4), (2, 3)])
