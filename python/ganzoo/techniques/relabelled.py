@@ -16,7 +16,8 @@ class Relabelled(Technique):
     def players(self, ops):
         players = self.variant.players(ops)
         theirs, _ = self.both_sides(players)
-        told = {name: replace(players[name], loss=self._told(players[name].loss)) for name in theirs}
+        judging = [name for name in theirs if set(players[name].networks) & set(self.variant.judges)] or theirs
+        told = {name: replace(players[name], loss=self._told(players[name].loss)) for name in judging}
         return {**players, **told}
 
     def _told(self, loss):

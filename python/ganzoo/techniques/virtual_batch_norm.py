@@ -23,6 +23,7 @@ class VirtualBatchNorm(Technique):
     """Latents of the reference batch."""
 
     def networks(self, data, ops):
+        self.need_samples()
         if isinstance(plain(self.variant), Translating):
             self.refuse("its generator makes images of images")
         if self.variant.form:
