@@ -25,7 +25,6 @@ class CoGAN(Alternating):
     judges, adversary = (), ""  # what it judges are pairs
     usual_data = ("glyphs", "size=16")
     form = "unpaired"
-    judges = ()  # its discriminator sees two images at once
     own: Count = 2
     """Levels of strided convolutions next to the images that either domain has for itself; the others are shared. With 1, glyphs of 1,500
     steps were nearly the same in both fonts."""
