@@ -62,7 +62,7 @@ DATA = {
     "biggan": ("digits",),
     "cyclegan": ("glyphs", "form=unpaired", "size=16"),
     "srgan": ("digits",),
-    "lapgan": ("digits",),
+    "lapgan": ("photos", "size=16", "photo=flower"),
     "cogan": ("glyphs", "form=unpaired", "size=16"),
     "text-to-image": ("captioned-digits",),
     "singan": ("photos", "size=64", "photo=flower"),

@@ -260,7 +260,7 @@ class CycleGAN(cyclegan.CycleGAN):
 
 @dataclass
 class LAPGAN(lapgan.LAPGAN):
-    data = IMAGES
+    data = Tensors("larger", {"image": F.interpolate(IMAGES.fetch(torch.arange(32))["image"], scale_factor=2)})
     batch: int = 8
     latent: int = 2
     width: int = 1

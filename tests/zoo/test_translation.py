@@ -360,14 +360,14 @@ def test_pixel_shuffle_makes_the_size_and_everything_has_a_shortcut():
 
 def pyramid(**options):
     variant = ganzoo.create("lapgan", **{**dict(width=1, latent=4, batch=4, doublings=2), **options})
-    return Trainer(variant, ganzoo.data.open("photos", size=16, photo="china"))
+    return Trainer(variant, ganzoo.data.open("photos", size=32, photo="china"))
 
 
 def test_lapgans_levels_are_trained_apart_on_real_images_of_the_level_below():
     trainer = pyramid()
     before = [loss_of(trainer, f"g{level}") for level in range(3)]
     with torch.no_grad():
-        trainer.networks.g0[-3].weight.add_(1)
+        trainer.networks.g0[-2].bias.add_(1)
     after = [loss_of(trainer, f"g{level}") for level in range(3)]
     assert [torch.equal(a[f"g{n}_loss"], b[f"g{n}_loss"]) for n, (a, b) in enumerate(zip(before, after))] == [
         False,
@@ -396,7 +396,7 @@ def test_lapgans_judges_see_the_residual_added_to_what_is_below_and_samples_go_u
             fake, nn.functional.interpolate(below, scale_factor=2, mode="bilinear")
         )  # residuals are 0
     latents = trainer.variant.latents(2, torch.Generator().manual_seed(0))
-    assert latents.shape == (2, 4 + 8 * 8 + 16 * 16) and latents.abs().max() <= 1 and latents.min() < -0.9
+    assert latents.shape == (2, 4 + 16 * 16 + 32 * 32) and latents.abs().max() <= 1 and latents.min() < -0.9
     small = networks.g0(latents[:, :4])
     for _ in range(2):
         small = nn.functional.interpolate(small, scale_factor=2, mode="bilinear")
@@ -407,7 +407,7 @@ def test_every_level_of_lapgan_has_noise_of_its_own():
     trainer = pyramid()
     latents = trainer.variant.latents(1, torch.Generator().manual_seed(0))
     sample = trainer.variant.sample(trainer.networks, latents)
-    for place in (0, 4 + 5, 4 + 64 + 5):
+    for place in (0, 4 + 5, 4 + 256 + 5):
         other = latents.clone()
         other[:, place] += 1
         assert not torch.equal(trainer.variant.sample(trainer.networks, other), sample)

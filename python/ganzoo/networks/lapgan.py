@@ -1,29 +1,9 @@
-"""The networks of LAPGAN: Denton, Chintala, Szlam and Fergus (2015), arXiv:1506.05751, section 4.
+"""The networks that add detail in LAPGAN: Denton, Chintala, Szlam and Fergus (2015), arXiv:1506.05751, section 4.
 
-Perceptrons for the coarsest level, three convolutions each for what is added at the others. The paper has dropout in its discriminators, and
-64 to 128 channels.
+Three layers each. The paper has dropout in its discriminators, and 64 to 128 channels.
 """
 
-import torch
 from torch import nn
-
-
-def coarse_generator(latent, shape, width):
-    """Latents (N, latent) to images (N, C, h, w) in (−1, 1): two layers of 16·width units with ReLU, and an affine one into tanh."""
-    units, pixels = 16 * width, torch.Size(shape).numel()
-    return nn.Sequential(
-        nn.Linear(latent, units), nn.ReLU(), nn.Linear(units, units), nn.ReLU(),
-        nn.Linear(units, pixels), nn.Tanh(), nn.Unflatten(1, shape),
-    )  # fmt: skip
-
-
-def coarse_discriminator(shape, width):
-    """Images (N, C, h, w) to raw scores (N,): two layers of 16·width units with LeakyReLU(0.2), and an affine one."""
-    units, pixels = 16 * width, torch.Size(shape).numel()
-    return nn.Sequential(
-        nn.Flatten(1), nn.Linear(pixels, units), nn.LeakyReLU(0.2), nn.Linear(units, units), nn.LeakyReLU(0.2),
-        nn.Linear(units, 1), nn.Flatten(0),
-    )  # fmt: skip
 
 
 def detail_generator(channels, width):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ganzoo.errors import ArgumentError
-from ganzoo.networks import lapgan
+from ganzoo.networks import dcgan, lapgan
 from ganzoo.objectives import minimax_discriminator, non_saturating_generator
 from ganzoo.options import Betas, Count, Positive
 from ganzoo.variants.base import Networks, Player, Variant, register
@@ -22,7 +22,8 @@ class LAPGAN(Variant):
     The levels are trained apart: lᵢ is of real images, and that of generated ones only when sampling. They share nothing but the data, and
     train side by side. z ~ U(−1, 1), a plane of noise beside lᵢ. D sees the residual added to lᵢ, where a residual alone would do anywhere.
 
-    Source: Denton, Chintala, Szlam and Fergus (2015), arXiv:1506.05751, sections 3 and 4. The paper's optimiser is SGD with momentum.
+    Source: Denton, Chintala, Szlam and Fergus (2015), arXiv:1506.05751, sections 3 and 4. The paper's smallest networks are
+    perceptrons, here DCGAN's; its optimiser is SGD with momentum.
     """
 
     usual_data = ("photos", "size=32")
@@ -39,14 +40,14 @@ class LAPGAN(Variant):
 
     def networks(self, data, ops):
         factor = 2**self.doublings
-        if data.points or any(side % factor or side < 4 * factor for side in data.shape[1:]):
-            wanted = f"images whose sides are multiples of {factor}, and at least {4 * factor}, as doublings has it"
+        if data.points or any(side % factor for side in data.shape[1:]):
+            wanted = f"images whose sides are multiples of {factor}, as doublings has it"
             raise ArgumentError("data", wanted, " x ".join(map(str, data.shape)))
         channels, height, width = data.shape
         self.shapes = [(channels, height >> n, width >> n) for n in reversed(range(self.doublings + 1))]
         networks = Networks(
-            g0=lapgan.coarse_generator(self.latent, self.shapes[0], self.width),
-            d0=lapgan.coarse_discriminator(self.shapes[0], self.width),
+            g0=dcgan.Generator(self.latent, self.shapes[0], 2 * self.width),
+            d0=dcgan.Discriminator(self.shapes[0], 2 * self.width),
         )
         for level, shape in enumerate(self.shapes[1:], start=1):
             networks.add_module(f"g{level}", lapgan.detail_generator(channels, self.width))
