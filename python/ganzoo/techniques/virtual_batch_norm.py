@@ -26,8 +26,6 @@ class VirtualBatchNorm(Technique):
         self.need_samples()
         if isinstance(plain(self.variant), Translating):
             self.refuse("its generator makes images of images")
-        if self.variant.form:
-            self.refuse("its generator does not make single samples")
         self.both_sides(self.variant.players(ops))
         networks = self.variant.networks(data, ops)
         self.need_plain_generator(networks)
