@@ -13,6 +13,7 @@ from .conftest import DATA, TINY
 from ganzoo import Trainer, cli
 from ganzoo.metrics.digits import DigitJudge
 from ganzoo.plots import save_animation, save_grid
+from ganzoo.published import PUBLISHED
 from ganzoo.techniques import list_techniques
 from ganzoo.training.checkpoint import Generator, load_checkpoint, slerp
 from ganzoo.training.compare import compare_speed, speed_line
@@ -167,8 +168,7 @@ def test_resume_goes_on_further(ganzoo_command, tmp_path):
         ("plot no/run", "no/run must be the folder of a run, and has no metrics.jsonl with figures."),
         (
             "reproduce no/run",
-            "no/run must be the folder of a run, or one of pacgan-ring-gan, pacgan-grid-gan, wgan-gp-ring, wgan-gp-grid, "
-            "wgan-gp-swiss-roll.",
+            f"no/run must be the folder of a run, or one of {', '.join(PUBLISHED)}.",
         ),
         ("train gan --precision fp8", "--precision must be one of fp32, bf16, fp16, got 'fp8'."),
         ("train gan --cuda-graph", "--cuda-graph must be used on a CUDA device, got cpu."),
