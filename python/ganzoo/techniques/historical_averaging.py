@@ -22,9 +22,14 @@ class HistoricalAveraging(Technique):
     def networks(self, data, ops):
         networks = self.variant.networks(data, ops)
         for name, player in self.variant.players(ops).items():
-            mean = weights(networks, player).detach()
-            networks.register_buffer(f"history_of_{name}", torch.cat([mean, torch.ones(1)]))  # its last is t
+            networks.register_buffer(f"history_of_{name}", torch.zeros(weights(networks, player).numel() + 1))
         return networks
+
+    def enter(self, networks, draw, ops):
+        self.variant.enter(networks, draw, ops)
+        for name, player in self.variant.players(ops).items():  # anew in every phase, as the optimisers
+            history = getattr(networks, f"history_of_{name}")
+            history[:-1], history[-1] = weights(networks, player), 1  # the last is t
 
     def players(self, ops):
         return {name: self._held(name, player) for name, player in self.variant.players(ops).items()}
