@@ -15,6 +15,7 @@ from ganzoo import Trainer
 from ganzoo.objectives import hinge_discriminator, least_squares_discriminator, minimax_discriminator
 from ganzoo.techniques import augment, list_techniques, technique_class
 from ganzoo.techniques.base import equipped, parsed, plain
+from ganzoo.techniques.minibatch_discrimination import Amid
 from ganzoo.techniques.virtual_batch_norm import VirtualNorm
 from ganzoo.training.ops import get_ops
 
@@ -138,8 +139,9 @@ def test_a_variant_without_techniques_is_left_as_it_is():
 
 def test_techniques_go_around_networks_that_grow():
     trainer = Trainer(Growing(techniques=("historical-averaging", "instance-noise")), points())
-    run(trainer, 3)
+    figures = run(trainer, 3)
     assert trainer.variant.phase == 1 and trainer.networks.history_of_generator[-1] == 2
+    assert figures[-1]["history_of_generator"] == 0  # of weights that are all there was in this phase
     assert trainer.networks.instance_noise_updates == 3
 
 
@@ -402,6 +404,11 @@ def test_minibatch_discrimination_counts_the_others_of_one_class_alone():
     assert all(slope.abs().sum() > 0 for slope in grads)
     layer(torch.ones(5, 8))
     torch.testing.assert_close(given[-1][:, 8:], torch.full((5, 3), 4.0))
+
+
+def test_minibatch_discrimination_is_of_the_scores_where_a_discriminator_has_a_second_head(images):
+    discriminator = tiny(images, "minibatch-discrimination", name="infogan").networks.discriminator
+    assert isinstance(discriminator.score[0], Amid) and isinstance(discriminator.head, torch.nn.Linear)
 
 
 def test_historical_averaging_pulls_to_the_mean_of_all_weights_so_far():

@@ -65,8 +65,8 @@ class Headed(nn.Module):
     def __init__(self, discriminator, outputs):
         super().__init__()
         *trunk, score, flatten = discriminator
-        self.trunk, self.score = nn.Sequential(*trunk), nn.Sequential(score, flatten)
-        self.head = nn.Linear(score.in_features, outputs)
+        self.trunk, self.head = nn.Sequential(*trunk), nn.Linear(score.in_features, outputs)
+        self.score = nn.Sequential(score, flatten)  # last, where techniques look for the layer of the scores
         nn.init.normal_(self.head.weight, 0.0, 0.02), nn.init.zeros_(self.head.bias)
 
     def forward(self, x):
