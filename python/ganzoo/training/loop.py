@@ -161,8 +161,10 @@ class Trainer:
         self._names[name], self._params[name] = [key for key, _ in trained], [param for _, param in trained]
         options, self._averaged[name] = {}, []
         if player.ema:
-            copies = {network: copy.deepcopy(getattr(self.networks, network)) for network in player.networks}
-            self._averages.update(copies)
+            for network in player.networks:
+                if network not in self._averages:  # players may share networks
+                    self._averages[network] = copy.deepcopy(getattr(self.networks, network))
+            copies = {network: self._averages[network] for network in player.networks}
             averaged = dict(Networks(**copies).named_parameters())
             self._averaged[name] = [averaged[key] for key in self._names[name]]
             options = {"ema": self._averaged[name], "ema_decay": player.ema}

@@ -106,7 +106,7 @@ class SRGAN(Translating):
     def players(self, ops):
         adam = partial(ops.Adam, lr=self.lr, betas=self.betas)
         return {
-            "content": Player(("generator",), self.content_loss, adam),
+            "content": Player(("generator",), self.content_loss, adam, ema=self.ema),
             "discriminator": Player(("discriminator",), self.discriminator_loss, adam, lr=self.falling),
             "generator": Player(("generator",), self.generator_loss, adam, ema=self.ema, lr=self.falling),
         }
