@@ -52,7 +52,7 @@ TINY = {
     "mad-gan": dict(width=4, generators=3),
     "lapgan": dict(width=1, doublings=1),
     "cogan": dict(width=2),
-    "singan": dict(width=2, scales=2, steps_per_scale=2, size=16, rounds=1, batch=1),
+    "singan": dict(width=2, scales=2, steps_per_scale=2, size=24, rounds=1, batch=1),
     "fashion-gan": dict(width=1),
 }
 """Options that make each variant quick, and visit both phases of WGAN's schedule, and of StyleGAN's growing, within a few steps."""
@@ -65,7 +65,7 @@ DATA = {
     "lapgan": ("photos", "size=16", "photo=flower"),
     "cogan": ("glyphs", "form=unpaired", "size=16"),
     "text-to-image": ("captioned-digits",),
-    "singan": ("photos", "size=64", "photo=flower"),
+    "singan": ("photos", "size=0", "photo=flower"),
     "fashion-gan": ("glyphs", "size=32"),
 }
 """What those train on for which digits' images alone will not do: a word and options, as on the command line."""

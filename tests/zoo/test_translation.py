@@ -309,6 +309,15 @@ def test_srgan_pretrains_on_the_content_alone_and_weighs_the_adversary_at_a_thou
     torch.testing.assert_close(content["PSNR of bicubic"], expected)
 
 
+def test_srgans_average_follows_its_pretraining_too():
+    trainer = super_resolving(pretraining=2, ema=0.75)
+    expected = [p.detach().clone() for p in trainer.networks.generator.parameters()]
+    for _ in range(4):
+        trainer.step()
+        torch._foreach_lerp_(expected, [p.detach() for p in trainer.networks.generator.parameters()], 0.25)
+    torch.testing.assert_close(list(trainer.sampling().generator.parameters()), expected)
+
+
 def test_srgan_compares_the_features_of_a_network_that_is_given(tmp_path):
     network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU())
     free = {0: torch.export.Dim("batch")}
@@ -418,7 +427,13 @@ def test_every_level_of_lapgan_has_noise_of_its_own():
 
 def single(**options):
     tiny = dict(width=2, scales=3, steps_per_scale=2, size=24, rounds=2)
-    return Trainer(ganzoo.create("singan", **{**tiny, **options}), ganzoo.data.open("photos", size=32, photo="china"))
+    image = ganzoo.data.open("photos", size=32, photo="china").fetch(torch.zeros(1, dtype=torch.int64))
+    return Trainer(ganzoo.create("singan", **{**tiny, **options}), image["image"])
+
+
+def test_singan_takes_no_data_of_several_images():
+    with pytest.raises(ArgumentError, match="data must be a single image, as of photos with photo=china"):
+        Trainer(ganzoo.create("singan", width=2, scales=2), ganzoo.data.open("photos"))
 
 
 def test_singans_scales_grow_by_the_factor_and_each_trains_alone_with_a_tenth_of_the_rate_at_its_end():

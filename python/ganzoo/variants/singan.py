@@ -21,8 +21,7 @@ class SinGAN(Variant):
     L_C = E C(x̃ₙ) − E C(xₙ) + λ E (√P ‖∇C(x̂)‖ − 1)², L_G = −E C(x̃ₙ) + α (x̃*ₙ − xₙ)², C a mean over P patches, the square over pixels.
 
     x̃* is what noise that never changes makes: z* at the coarsest scale, which has no image below to start from, and none at the others.
-    σₙ = 0.1 RMSE(u*, xₙ), as much noise as there is detail to add. A scale's networks start from those of the scale below. Of data with
-    several images it learns the one that the seed draws.
+    σₙ = 0.1 RMSE(u*, xₙ), as much noise as there is detail to add. A scale's networks start from those of the scale below.
 
     Source: Shaham, Dekel and Michaeli (2019), arXiv:1905.01164, section 2; steps, learning rate and σ are those of the authors' code.
     """
@@ -102,6 +101,9 @@ class SinGAN(Variant):
 
     def enter(self, networks, draw, ops):
         if not self.phase:
+            image, next_image = draw.real(count=2)
+            if not torch.equal(image, next_image):
+                raise ArgumentError("data", "a single image, as of photos with photo=china and size=0", "several")
             return
         below = self.enlarged(self.generated(networks, [networks.fixed], self.phase - 1), self.phase)
         networks.amplitudes[self.phase] = 0.1 * (below - self.real(draw)).square().mean().sqrt()
