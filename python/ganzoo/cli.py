@@ -252,7 +252,8 @@ def _deferred(command):
 def _app():
     app, variants = SubcommandApp(), SubcommandApp()
     for name in list_variants():
-        variants.command(_deferred(_train_command(variant_class(name))), name=name)
+        variant = variant_class(name)
+        variants.command(_deferred(_train_command(variant)), name=name, help=variant.__doc__.splitlines()[0])
     app.command(variants, name="train", help="Train a variant.")
     app.command(_deferred(resume_command), name="resume")
     app.command(_deferred(sample_command), name="sample")

@@ -3,14 +3,20 @@
 import copy
 import io
 import math
+import re
+from pathlib import Path
 
 import ganzoo
 import pytest
 import torch
 
 from ganzoo import Trainer
+from ganzoo.techniques import list_techniques
 from ganzoo.training.ops import get_ops
 from ganzoo.variants import mdgan
+
+
+PAGES = [Path(__file__).parents[2] / page for page in ("README.md", "docs/variants.md")]
 
 
 def small(name, **options):
@@ -27,6 +33,12 @@ def gradients(trainer, player):
 
 def zeroed(layer):
     torch.nn.init.zeros_(layer.weight), torch.nn.init.zeros_(layer.bias)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_pages_name_everything_there_is(page):
+    named = set(re.findall(r"`([a-z0-9-]+)`", page.read_text()))
+    assert {*ganzoo.list_variants(), *list_techniques()} <= named
 
 
 @pytest.mark.parametrize(
