@@ -507,6 +507,11 @@ def test_an_extractor_of_ones_own():
     assert "classifier score" not in by_name(figures)
 
 
+def test_a_single_image_is_too_few_to_compare_with():
+    with pytest.raises(Error, match=r"^ganzoo: data to compare samples with must be at least 10, and photo has 1\.$"):
+        evaluate(torch.zeros(20, 1, 8, 8), Tensors("photo", {"image": torch.zeros(1, 1, 8, 8)}))
+
+
 @pytest.mark.parametrize(
     "word, samples, options, sentence",
     [

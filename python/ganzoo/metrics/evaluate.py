@@ -83,6 +83,8 @@ def evaluate(samples, data, extractor="", labels=None, device="cpu"):
     """
     if isinstance(data, dict) or "image" not in data.fetch(torch.zeros(1, dtype=torch.int64)):
         raise Error("there are no metrics for pairs and for domains of images.")
+    if len(data) < 2 * NEAREST:
+        raise Error(f"data to compare samples with must be at least {2 * NEAREST}, and {data.name} has {len(data)}.")
     if samples.shape[1:] != data.shape or len(samples) < 2 * NEAREST:
         wanted, got = f"at least {2 * NEAREST} of shape {data.shape}, as {data.name} has", tuple(samples.shape[1:])
         raise Error(f"the samples must be {wanted}, got {len(samples)} of shape {got}.")
