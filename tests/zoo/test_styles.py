@@ -361,6 +361,14 @@ def test_biggans_discriminator_projects_features_on_the_class():
     torch.testing.assert_close(scores - projected, discriminator.score(h).T.expand(3, 5))
 
 
+def test_the_orthogonal_term_knows_the_embedding_within_other_networks():
+    options = dict(width=4, latent=8, batch=16, techniques=("virtual-batch-norm:reference=4",))
+    trainer = Trainer(ganzoo.create("biggan", **options), ganzoo.data.open("digits"))
+    before = trainer.variant.orthogonal(trainer.networks, None, OPS)[0].item()
+    torch.nn.init.ones_(trainer.networks.generator.network.shared)
+    assert trainer.variant.orthogonal(trainer.networks, None, OPS)[0].item() == before
+
+
 def test_the_orthogonal_term_leaves_the_rows_norms_and_the_embedding_alone():
     trainer = Trainer(
         ganzoo.create("biggan", width=4, latent=8, batch=16, orthogonal_weight=0.5), ganzoo.data.open("digits")

@@ -56,7 +56,9 @@ class BigGAN(Alternating):
 
     def orthogonal(self, networks, draw, ops):
         matrices = [
-            p.flatten(1) for name, p in networks.generator.named_parameters() if p.dim() > 1 and name != "shared"
+            p.flatten(1)
+            for name, p in networks.generator.named_parameters()
+            if p.dim() > 1 and not name.endswith("shared")  # techniques may have put the generator into another network
         ]
         products = [w @ w.mT for w in matrices]
         total = sum((p - p.diag().diag()).square().sum() for p in products)
