@@ -255,6 +255,9 @@ def test_noisy_labels_stay_on_their_side():
     real, fake = labels_of("label-noise:width=0.3")
     for labels, low, high in ((real, 0.7, 1.0), (fake, 0.0, 0.3)):
         assert low <= labels.min() < low + 0.01 and high - 0.01 < labels.max() <= high and labels.std() > 0.05
+    trainer = in_the_plane("label-noise:width=0.3")
+    flipped = torch.stack([trainer.variant.relabel(1.0 - real, real, trainer._draw, 99) for real in (True, False)])
+    assert flipped.min() >= 0 and flipped.max() <= 1  # labels beyond would reward certainty without end
 
 
 # --- what judges are shown ---

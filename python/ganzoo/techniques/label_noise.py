@@ -18,7 +18,7 @@ class LabelNoise(Relabelled):
 
     def relabel(self, label, real, draw, rows):
         noise = self.width * draw.uniform(rows=rows)
-        return label - noise if real else label + noise
+        return label + noise * (1 - 2 * label)  # towards the other class, whichever the label says after flips
 
 
 @register("label-flips")
