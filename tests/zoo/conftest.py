@@ -54,6 +54,7 @@ TINY = {
     "cogan": dict(width=2),
     "singan": dict(width=2, scales=2, steps_per_scale=2, size=24, rounds=1, batch=1),
     "fashion-gan": dict(width=1),
+    "rnn-gan": dict(width=4),
 }
 """Options that make each variant quick, and visit both phases of WGAN's schedule, and of StyleGAN's growing, within a few steps."""
 
@@ -67,6 +68,7 @@ DATA = {
     "text-to-image": ("captioned-digits",),
     "singan": ("photos", "size=0", "photo=flower"),
     "fashion-gan": ("glyphs", "size=32"),
+    "rnn-gan": ("sines", "length=12", "n=1000"),
 }
 """What those train on for which digits' images alone will not do: a word and options, as on the command line."""
 IMAGES_ONLY = {
@@ -83,6 +85,7 @@ IMAGES_ONLY = {
     "text-to-image",
     "singan",
     "fashion-gan",
+    "rnn-gan",
 }
 """Those that points in the plane are nothing for, or have no captions."""
 

@@ -14,6 +14,7 @@ EVERY_WORD = [
     "grid",
     "swiss-roll",
     "parallel-lines",
+    "sines",
     "stacked-digits",
     "photos",
     "glyphs",

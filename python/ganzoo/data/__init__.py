@@ -1,4 +1,4 @@
-"""Sources of data: images in [−1, 1], points in the plane, pairs and domains, from one word or path each.
+"""Sources of data: images in [−1, 1], points in the plane, sequences, pairs and domains, from one word or path each.
 
     data = ganzoo.data.open("digits", split="train")
     batch = data.fetch(torch.arange(64))    # {"image": (64, 1, 8, 8), "label": (64,)}
@@ -21,7 +21,7 @@ from ganzoo.data.glyphs import open_glyphs
 from ganzoo.data.idx import is_idx, open_idx
 from ganzoo.data.photos import open_photos
 from ganzoo.data.stacked_digits import open_stacked_digits
-from ganzoo.data.toys import open_grid, open_parallel_lines, open_ring, open_swiss_roll
+from ganzoo.data.toys import open_grid, open_parallel_lines, open_ring, open_sines, open_swiss_roll
 from ganzoo.errors import ArgumentError, Error
 from ganzoo.options import check_value
 
@@ -34,6 +34,7 @@ SOURCES = {
     "grid": open_grid,
     "swiss-roll": open_swiss_roll,
     "parallel-lines": open_parallel_lines,
+    "sines": open_sines,
     "stacked-digits": open_stacked_digits,
     "photos": open_photos,
     "glyphs": open_glyphs,

@@ -27,7 +27,7 @@ class DataSet:
     def fetch(self, indices):
         """The samples of these numbers, an int64 tensor (B,) on the CPU, as a dict of tensors on the set's device.
 
-        Images are `image` (B, C, H, W), float32 in [−1, 1], and 2-D points `image` (B, 2); classes are `label` (B,), int64;
+        Images are `image` (B, C, H, W), float32 in [−1, 1], 2-D points `image` (B, 2), sequences `image` (B, T, C); classes are `label` (B,), int64;
         pairs are `a` and `b` in place of `image`; captions are `caption` (B, T), int64.
         """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Distributions in the plane, as `n` fixed points drawn with a seed of their own.
+"""Distributions in the plane, and one of sequences, as `n` fixed points drawn with a seed of their own.
 
 Each protocol is the constants of one paper:
 
@@ -67,3 +67,16 @@ def open_parallel_lines(*, theta: Finite = 0.0, n: Count = 100_000, seed: CountO
     """
     y = torch.rand(n, generator=torch.Generator().manual_seed(seed))
     return Tensors("parallel-lines", {"image": torch.stack([torch.full_like(y, theta), y], 1)})
+
+
+def open_sines(*, length: Count = 30, n: Count = 10_000, seed: CountOrZero = 0):
+    """Sequences A sin(2πft/T + φ), t = 1 ... T the `length`, (T, 1): A ~ U(0.1, 0.9), f ~ U(1, 5) and φ ~ U(−π, π) of each its own.
+
+    Esteban, Hyland and Rätsch (2017), arXiv:1706.02633, the sine waves.
+    """
+    amplitude, frequency, phase = torch.rand(
+        3, n, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+    t = torch.arange(1, length + 1) / length
+    waves = (0.1 + 0.8 * amplitude) * torch.sin(2 * math.pi * ((1 + 4 * frequency) * t + phase - 0.5))
+    return Tensors("sines", {"image": waves.float()[..., None]})

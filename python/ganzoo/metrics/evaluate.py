@@ -22,9 +22,9 @@ TRANSPORTED = 2500
 
 
 def sample_count(data):
-    """How many samples to evaluate: 2,500 points of a toy and 26,000 stacked digits (PacGAN's protocol), otherwise as many as
+    """How many samples to evaluate: 2,500 points or sequences of a toy and 26,000 stacked digits (PacGAN's protocol), otherwise as many as
     the set has, between 1,000 and 10,000."""
-    if len(data.shape) == 1:
+    if len(data.shape) < 3:
         return TRANSPORTED
     return 26_000 if hasattr(data, "digits") else min(max(len(data), 1000), 10_000)
 
@@ -32,10 +32,10 @@ def sample_count(data):
 def make_extractor(word, data, device="cpu"):
     """The extractor of that word for a set: `pixels`, `classifier` or `inception`; for an empty one the set's usual.
 
-    Points have their coordinates; grey images with labels a classifier trained here, for digits on their training part;
+    Points and sequences have their coordinates; grey images with labels a classifier trained here, for digits on their training part;
     other images Inception.
     """
-    if not word and len(data.shape) == 1:
+    if not word and len(data.shape) < 3:
         word = "pixels"
     elif not word:
         word = "classifier" if data.classes and data.shape[0] == 1 else "inception"
@@ -61,13 +61,13 @@ def evaluate(samples, data, extractor="", labels=None, device="cpu"):
         for figure in evaluate(generator.sample(sample_count(data)), data):
             print(figure)
 
-    Points get W₁ to as many real ones, and, where the mixture's modes are known, modes covered, high-quality share and
+    Points and sequences get W₁ to as many real ones, and, where the mixture's modes are known, modes covered, high-quality share and
     reverse KL; stacked digits the modes that a classifier of the digits sees. All other images get the Fréchet and the
     kernel distance (called FID and KID with Inception's features only), precision, recall, density and coverage, and the
     classifier's score (the Inception score, with Inception).
 
     Args:
-        samples: (N, C, H, W) in [−1, 1], or points (N, 2), as the data's.
+        samples: (N, C, H, W) in [−1, 1], points (N, 2) or sequences (N, T, C), as the data's.
         data: the reference: a set whose samples have a field `image`.
         extractor: a word of `EXTRACTORS`, an extractor of one's own (see `ganzoo.metrics.extractors`), or "" for the
             set's usual one.
@@ -97,7 +97,7 @@ def evaluate(samples, data, extractor="", labels=None, device="cpu"):
     if hasattr(data, "digits"):
         return _stacked_figures(samples, data)
     extractor = make_extractor(extractor, data, device) if isinstance(extractor, str) else extractor
-    if len(data.shape) == 1:
+    if len(data.shape) < 3:
         points = distributed.from_first(lambda: _point_figures(samples, data, labels))
         return points + _feature_figures(samples, data, extractor)
     return _feature_figures(samples, data, extractor, labels)
@@ -166,7 +166,7 @@ def _compared(features, probabilities, real, data, extractor, labels):
     near = neighbourhoods(features[:count], real.features[:count])
     names = [field.name for field in dataclasses.fields(near)]
     figures = [figure(f"{name} (k = {NEAREST})", getattr(near, name), count, count) for name in names]
-    if len(data.shape) == 1:
+    if len(data.shape) < 3:
         return figures
     inception = isinstance(extractor, Inception)
     names = (

@@ -39,7 +39,8 @@ class Generator(nn.Sequential):
     """
 
     def __init__(self, latent, image_shape, width):
-        channels, height, side = image_shape
+        channels, *sides = image_shape
+        height, side = sides if len(sides) == 2 else (0, 0)
         filters, small = 4 * width, (height // 4, side // 4)
         if (4 * small[0], 4 * small[1]) != (height, side) or min(height, side) < 20:
             size = " x ".join(map(str, image_shape))
