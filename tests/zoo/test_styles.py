@@ -229,9 +229,10 @@ def test_path_lengths_are_those_of_the_jacobian_and_their_mean_is_the_target(ima
         torch.testing.assert_close(figures["length"], lengths.mean())
         torch.testing.assert_close(penalty, 3 * (lengths - 0.05).square().mean())
     before = copy.deepcopy(networks.mean_length)
-    variant.follow(networks, figures)
+    w = torch.zeros(8)
+    variant.follow(networks, {**figures, "w": w})
     torch.testing.assert_close(networks.mean_length, 0.9 * before + 0.1 * lengths.mean())
-    variant.follow(networks, {})
+    variant.follow(networks, {"w": w})
     torch.testing.assert_close(networks.mean_length, 0.9 * before + 0.1 * lengths.mean())
 
 
@@ -264,13 +265,14 @@ def test_truncation_moves_samples_towards_the_mean_style(images):
         torch.testing.assert_close(trainer.variant.sample(networks, z), expected)
 
 
-def test_the_mean_style_follows_the_first_latents_styles(images):
-    trainer = small("stylegan2", images, w_decay=0.75, mixing=1.0)
-    networks, draw = trainer.networks, trainer._draw
-    draw.begin(0)
-    trainer.variant.generator_loss(networks, draw, OPS)
-    draw.begin(0)
-    torch.testing.assert_close(networks.w_mean, 0.25 * networks.generator.mapping(draw.latents()).mean(0))
+@pytest.mark.parametrize("parts", [1, 4])
+def test_the_mean_style_follows_the_first_latents_styles_however_the_batch_is_cut(images, parts):
+    variant = ganzoo.create("stylegan2", width=4, depth=2, latent=8, batch=16, w_decay=0.75, mixing=1.0)
+    trainer = Trainer(variant, images, accumulate=parts)
+    mapping, draw = copy.deepcopy(trainer.networks.generator.mapping), trainer._draw
+    assert "w" not in trainer.step()
+    draw.begin(1)  # the generator's update
+    torch.testing.assert_close(trainer.networks.w_mean, 0.25 * mapping(draw.latents()).mean(0))
 
 
 # --- SAGAN ---

@@ -5,7 +5,6 @@ import torch
 
 from ganzoo.objectives import minimax_discriminator, non_saturating_generator
 from ganzoo.options import Betas, Count, Decay, NotNegative, Positive, Share
-from ganzoo.training import distributed
 from ganzoo.variants.alternating import Alternating
 from ganzoo.variants.base import Player, Regularizer
 
@@ -49,10 +48,11 @@ class Styled(Alternating):
 
     def generator_loss(self, networks, draw, ops):
         fake, w = self.generated(networks, draw)
-        with torch.no_grad():
-            mean = distributed.mean(w[:, 0].to(networks.w_mean).mean(0))
-            networks.w_mean.lerp_(mean, 1 - self.w_decay)
-        return non_saturating_generator(networks.discriminator(fake)), {}
+        return non_saturating_generator(networks.discriminator(fake)), {"w": w[:, 0].to(networks.w_mean).mean(0)}
+
+    def follow(self, networks, figures):
+        """After the generator's update: w̄ follows the mean of w over the whole batch, which is no figure to plot."""
+        networks.w_mean.lerp_(figures.pop("w"), 1 - self.w_decay)
 
     def sample(self, networks, latents, labels=None):
         w = networks.w_mean.lerp(networks.generator.mapping(latents), self.truncation)

@@ -54,7 +54,8 @@ class StyleGAN(Styled):
         for network in (networks.generator, networks.discriminator):
             network.alpha.fill_(self.phase == 0)
 
-    def fade(self, networks, figures):
+    def follow(self, networks, figures):
+        super().follow(networks, figures)
         for network in (networks.generator, networks.discriminator):
             network.alpha.add_(1 / self.fade_steps).clamp_(max=1)
 
@@ -74,7 +75,7 @@ class StyleGAN(Styled):
         adam = partial(ops.Adam, lr=self.lr, betas=self.betas)
         return {
             "discriminator": Player(("discriminator",), self.discriminator_loss, adam),
-            "generator": Player(("generator",), self.generator_loss, adam, ema=self.ema, after=self.fade),
+            "generator": Player(("generator",), self.generator_loss, adam, ema=self.ema, after=self.follow),
         }
 
     def scores(self, networks, images, labels=None):

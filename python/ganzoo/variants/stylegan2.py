@@ -49,6 +49,7 @@ class StyleGAN2(LazyR1):
         return self.path_length_weight * penalty, {"length": lengths.mean()}
 
     def follow(self, networks, figures):
+        super().follow(networks, figures)
         if "length" in figures:
             networks.mean_length.lerp_(figures["length"].to(networks.mean_length), 1 - self.path_length_decay)
 

@@ -46,7 +46,7 @@ class StyleGAN3(LazyR1):
         return networks.generator.synthesis(w), w
 
     def generator_player(self, ops):
-        return Player(("generator",), self.generator_loss, self.adam(ops), ema=self.ema)
+        return Player(("generator",), self.generator_loss, self.adam(ops), ema=self.ema, after=self.follow)
 
     def moved(self, networks, latents, shift, turn):
         w = networks.w_mean.lerp(networks.generator.mapping(latents), self.truncation)
