@@ -142,6 +142,14 @@ def test_sequences_are_measured_like_points():
     assert good["W1"] < 0.8 * bad["W1"] and good["precision"] > 0.9 > 0.1 > bad["precision"]
 
 
+def test_a_technique_that_compares_samples_is_refused_where_steps_are_scored():
+    sentence = (
+        "^ganzoo: minibatch-discrimination does not fit a discriminator that scores every step of a sample by itself.$"
+    )
+    with pytest.raises(ganzoo.Error, match=sentence):
+        small(techniques=["minibatch-discrimination"]).step()
+
+
 def test_data_of_the_other_kind_are_refused_in_one_sentence():
     with pytest.raises(ganzoo.ArgumentError, match="^ganzoo: data must be images with sides"):
         Trainer(ganzoo.create("fashion-gan", batch=2), ganzoo.data.open("sines", n=8))

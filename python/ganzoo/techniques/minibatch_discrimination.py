@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from ganzoo.errors import Error
 from ganzoo.options import Count
 from ganzoo.techniques.base import Technique, each, register
 from ganzoo.techniques.feature_matching import last_layer
@@ -56,6 +57,10 @@ class Amid(nn.Module):
                 self.layer.bias.copy_(layer.bias)
 
     def forward(self, x):
+        if x.dim() != 2:
+            raise Error(
+                "minibatch-discrimination does not fit a discriminator that scores every step of a sample by itself."
+            )
         start = distributed.rank() * len(x)
         others = self.op(distributed.whole(x), self.T.to(x.dtype)) - 1  # without the sample itself
         return self.layer(torch.cat([x, others[start : start + len(x)]], 1))
