@@ -149,7 +149,7 @@ def test_no_glyph_is_the_box_of_a_missing_character():
         (
             "digit",
             {},
-            "data must be one of digits, ring, grid, swiss-roll, parallel-lines, stacked-digits, photos, glyphs, or the path "
+            "data must be one of digits, captioned-digits, ring, grid, swiss-roll, parallel-lines, sines, stacked-digits, photos, glyphs, or the path "
             "of IDX files, CIFAR-10's files, a folder or zip of images, got 'digit'.",
         ),
         ("digits", dict(size=8), "digits has no option size; its options are split."),

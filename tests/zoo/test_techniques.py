@@ -289,9 +289,9 @@ def test_augmentations_are_on_real_and_generated_images_of_both_losses(technique
     assert len(seen) == 1 and ((seen[0] - fake).flatten(1).norm(dim=1) > 0.01).all()
 
 
-def augmented(technique, x, seed=0):
-    """These images as a technique shows them."""
-    trainer = tiny(torch.zeros(8, *x.shape[1:]), technique)
+def augmented(technique, x, seed=0, channels=None):
+    """These images as a technique shows them, of so many channels unless all of them are of one image."""
+    trainer = tiny(torch.zeros(8, channels or x.shape[1], *x.shape[2:]), technique)
     trainer._draw.begin(seed)
     return trainer.variant.alter(trainer.networks, x, trainer._draw, get_ops("gankernels"))
 
@@ -327,6 +327,18 @@ def test_the_parts_of_diffaugment():
     cut = augmented("diffaugment:color=false,translation=false", x)
     holes = (cut == 0)[:, 0].sum([1, 2])
     assert (holes <= 64).all() and (holes >= 16).all() and torch.equal(cut[cut != 0], x[cut != 0])
+
+
+@pytest.mark.parametrize("technique", ["diffaugment", "ada:start=1"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_images_of_a_pack_are_changed_alike_and_not_mixed(technique, channels):
+    first, other, another = torch.rand(3, 8, channels, 16, 16) - 0.5
+    alone = augmented(technique, first)
+    for neighbour in (other, another):
+        packed = augmented(technique, torch.cat([first, neighbour], 1), channels=channels)
+        torch.testing.assert_close(packed[:, :channels], alone)
+    twice = augmented(technique, torch.cat([first, first, first], 1), channels=channels)
+    torch.testing.assert_close(twice, torch.cat([alone, alone, alone], 1))
 
 
 def test_images_are_shifted_by_whole_pixels_and_lose_squares():

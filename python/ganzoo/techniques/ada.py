@@ -7,7 +7,7 @@ import torch
 from ganzoo import objectives
 from ganzoo.options import Decay, Positive, Share
 from ganzoo.techniques import augment
-from ganzoo.techniques.augment import Augmented, per_image
+from ganzoo.techniques.augment import Augmented, per_sample
 from ganzoo.techniques.base import followed, register
 
 SCALE = 0.2 * math.log(2)
@@ -81,7 +81,7 @@ class ADA(Augmented):
             return draw.uniform(rows=rows)
 
         x = self.moved(x, perhaps, uniform, normal, p, ops)
-        return self.coloured(x, perhaps, uniform, normal)
+        return self.coloured(self.apart(x), perhaps, uniform, normal).flatten(1, 2)
 
     def moved(self, x, perhaps, uniform, normal, p, ops):
         """Geometry: one matrix from the coordinates of a pixel shown, in units of half the image, to those where it is taken from."""
@@ -103,18 +103,18 @@ class ADA(Augmented):
         return ops.grid_sample(x, grid, "reflection")
 
     def coloured(self, x, perhaps, uniform, normal):
-        x = x + per_image(perhaps(0.2 * normal(), 0.0))
-        x = x * per_image(perhaps((0.5 * math.log(2) * normal()).exp(), 1.0))
-        if x.shape[1] != 3:
+        x = x + per_sample(perhaps(0.2 * normal(), 0.0))
+        x = x * per_sample(perhaps((0.5 * math.log(2) * normal()).exp(), 1.0))
+        if x.shape[2] != 3:
             return x
-        axis = torch.tensor(TURNED, dtype=x.dtype, device=x.device).view(1, 3, 1, 1) / math.sqrt(3)
+        axis = torch.tensor(TURNED, dtype=x.dtype, device=x.device).view(3, 1, 1) / math.sqrt(3)
 
         def along(colours):
-            return (colours * axis).sum(1, keepdim=True) * axis
+            return (colours * axis).sum(2, keepdim=True) * axis
 
-        x = x - (1 - per_image(perhaps((2 * uniform()).floor() * 2 - 1, 1.0))) * along(x)  # luma flip
-        angle = per_image(perhaps((2 * uniform() - 1) * math.pi, 0.0))
+        x = x - (1 - per_sample(perhaps((2 * uniform()).floor() * 2 - 1, 1.0))) * along(x)  # luma flip
+        angle = per_sample(perhaps((2 * uniform() - 1) * math.pi, 0.0))
         grey, colour = along(x), x - along(x)
-        across = torch.linalg.cross(axis.expand_as(x), x, dim=1)
+        across = torch.linalg.cross(axis.expand_as(x), x, dim=2)
         colour = angle.cos() * colour + angle.sin() * across
-        return grey + colour * per_image(perhaps((math.log(2) * normal()).exp(), 1.0))
+        return grey + colour * per_sample(perhaps((math.log(2) * normal()).exp(), 1.0))

@@ -13,12 +13,17 @@ class Augmented(Shown):
     def networks(self, data, ops):
         if len(data.shape) != 3:
             self.refuse(f"it augments images, and a sample of {data.name} is none")
+        self.channels = data.shape[0]
         return super().networks(data, ops)
 
+    def apart(self, x):
+        """(N, K·C, H, W) as (N, K, C, H, W): a judge of packs or of pairs is shown K images at once, whose colours are not mixed."""
+        return x.unflatten(1, (-1, self.channels))
 
-def per_image(values):
-    """(N,) as (N, 1, 1, 1)."""
-    return values.reshape(-1, 1, 1, 1)
+
+def per_sample(values):
+    """(N,) as (N, 1, 1, 1, 1)."""
+    return values.reshape(-1, 1, 1, 1, 1)
 
 
 def shifted(x, offsets, dim):

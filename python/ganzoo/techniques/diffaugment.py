@@ -1,6 +1,6 @@
 from dataclasses import dataclass
 
-from ganzoo.techniques.augment import Augmented, per_image, shifted, without_square
+from ganzoo.techniques.augment import Augmented, per_sample, shifted, without_square
 from ganzoo.techniques.base import register
 
 
@@ -26,12 +26,12 @@ class DiffAugment(Augmented):
     def alter(self, networks, x, draw, ops):
         count = len(x)
         if self.color:
-            brightness, saturation, contrast = (per_image(draw.uniform(rows=count)) for _ in range(3))
-            x = x + brightness - 0.5
-            grey = x.mean(1, keepdim=True)
+            brightness, saturation, contrast = (per_sample(draw.uniform(rows=count)) for _ in range(3))
+            x = self.apart(x) + brightness - 0.5
+            grey = x.mean(2, keepdim=True)
             x = grey + 2 * saturation * (x - grey)
-            mean = x.mean([1, 2, 3], keepdim=True)
-            x = mean + (contrast + 0.5) * (x - mean)
+            mean = x.mean([2, 3, 4], keepdim=True)
+            x = (mean + (contrast + 0.5) * (x - mean)).flatten(1, 2)
         if self.translation:
             for dim in (2, 3):
                 most = round(x.shape[dim] / 8)
