@@ -148,6 +148,22 @@ def test_lazy_regularizers_come_every_so_often_and_as_much_larger():
     assert [("decay" in figures) for figures in run(trainer, 7)] == [True, False, False, True, False, False, True]
 
 
+def test_a_joint_regularizer_stands_in_for_the_loss():
+    def decay(networks, draw, ops):
+        return sum(p.square().sum() for p in networks.discriminator.parameters()), {}
+
+    def joint(networks, draw, ops):
+        loss, figures = Toy().discriminator_loss(networks, draw, ops)
+        return loss + 3 * decay(networks, draw, ops)[0], figures
+
+    def trained(term):
+        trainer = Trainer(Toy(change={"discriminator": dict(regularizers={"decay": term})}), points())
+        return [figures["discriminator_loss"] for figures in run(trainer, 7)], weights(trainer)
+
+    both, beside = trained(Regularizer(joint, every=3, joint=True)), trained(Regularizer(decay, every=3))
+    torch.testing.assert_close(both, beside)
+
+
 def test_controllers_follow_an_update_and_are_resumed():
     def count(networks, figures):
         networks.count += figures["real"] + 1

@@ -284,8 +284,11 @@ class Trainer:
                 weights |= unrolled(
                     self.networks, self._players[other], optimizer, names, params, count, draw, self._ops
                 )
-            loss, figures = self._evaluate(name, weights, draw)
+            joint = [key for key in due if player.regularizers[key].joint]
+            loss, figures = self._evaluate(".".join([name, *joint]), weights, draw)
             for key in due:
+                if key in joint:
+                    continue
                 value, beside = self._evaluate(f"{name}.{key}", weights, draw)
                 loss = loss + player.regularizers[key].every * value
                 figures = {**figures, key: value, **beside}

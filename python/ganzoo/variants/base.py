@@ -55,10 +55,15 @@ class DataInfo:
 @dataclasses.dataclass(frozen=True)
 class Regularizer:
     """A term that is added to a player's loss at every `every`-th of its updates, `every` times as large, so that its mean
-    does not depend on how often it is taken. `loss` is as a player's."""
+    does not depend on how often it is taken. `loss` is as a player's.
+
+    Where loss and term share one backward, `joint=True` says that `loss` is both, the term in it `every` times as large: it then stands in for
+    the player's loss, and shows the term as it likes. Of those that are due at once, one can be joint.
+    """
 
     loss: Callable
     every: int = 1
+    joint: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,7 +61,7 @@ class Styled(Alternating):
 
 @dataclass
 class LazyR1(Styled):
-    """A style-based GAN whose discriminator has R1 at every `r1_every`-th update only, so many times as large.
+    """A style-based GAN whose discriminator has R1 at every `r1_every`-th update only, so many times as large, in one backward with its loss.
 
     Adam's lr and betas become c·lr and βᶜ with c = k/(k + 1), for a term at every k-th update, to be those of k updates in k + 1.
 
@@ -81,8 +81,10 @@ class LazyR1(Styled):
         real, fake = draw.real(), self.generated(networks, draw)[0]
         return minimax_discriminator(networks.discriminator(real), networks.discriminator(fake)), {}
 
-    def r1(self, networks, draw, ops):
-        return ops.r1_penalty(networks.discriminator, draw.real(), gamma=self.gamma), {}
+    def discriminator_loss_and_r1(self, networks, draw, ops):
+        real, r1 = ops.regularized_scores(networks.discriminator, draw.real(), self.r1_every * self.gamma)
+        fake = networks.discriminator(self.generated(networks, draw)[0])
+        return minimax_discriminator(real, fake) + r1, {"r1": r1 / self.r1_every}
 
     def adam(self, ops, every=None):
         """For a player with a term at every `every`-th update, or with none."""
@@ -90,7 +92,8 @@ class LazyR1(Styled):
         return partial(ops.Adam, lr=self.lr * c, betas=tuple(beta**c for beta in self.betas))
 
     def players(self, ops):
-        adam, r1 = self.adam(ops, self.r1_every), Regularizer(self.r1, every=self.r1_every)
+        adam = self.adam(ops, self.r1_every)
+        r1 = Regularizer(self.discriminator_loss_and_r1, every=self.r1_every, joint=True)
         return {
             "discriminator": Player(("discriminator",), self.discriminator_loss, adam, regularizers={"r1": r1}),
             "generator": self.generator_player(ops),
