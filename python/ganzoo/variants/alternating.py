@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -44,3 +44,16 @@ class Alternating(Variant):
 
     def schedule(self, step):
         return ["discriminator", "generator"]
+
+
+@dataclass
+class TwoRates(Alternating):
+    """The same with a learning rate for each: `lr` is the generator's."""
+
+    discriminator_lr: Positive = 2e-4
+    """Adam's learning rate of the discriminator."""
+
+    def players(self, ops):
+        players = super().players(ops)
+        adam = partial(ops.Adam, lr=self.discriminator_lr, betas=self.betas)
+        return {**players, "discriminator": replace(players["discriminator"], optimizer=adam)}

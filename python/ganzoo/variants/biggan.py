@@ -1,18 +1,17 @@
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import torch
 
 from ganzoo.networks import biggan
 from ganzoo.objectives import hinge_discriminator, hinge_generator
 from ganzoo.options import Betas, Count, NotNegative, Positive
-from ganzoo.variants.alternating import Alternating
-from ganzoo.variants.base import Networks, Player, Regularizer, register
+from ganzoo.variants.alternating import TwoRates
+from ganzoo.variants.base import Networks, Regularizer, register
 
 
 @register("biggan")
 @dataclass
-class BigGAN(Alternating):
+class BigGAN(TwoRates):
     """BigGAN: conditional on classes by batch norm and by projection, with a split latent, orthogonal regularisation and truncation.
 
     L_D = E max(0, 1 − ℓ(x, y)) + E max(0, 1 + ℓ(G(z, y), y)), L_G = −E ℓ(G(z, y), y) + β Σ_W ‖WWᵀ ⊙ (1 − I)‖², both networks under spectral
@@ -65,20 +64,8 @@ class BigGAN(Alternating):
         return self.orthogonal_weight * total, {}
 
     def players(self, ops):
-        adam = partial(ops.Adam, betas=self.betas)
-        orthogonal = Regularizer(self.orthogonal)
-        return {
-            "discriminator": Player(
-                ("discriminator",), self.discriminator_loss, partial(adam, lr=self.discriminator_lr)
-            ),
-            "generator": Player(
-                ("generator",),
-                self.generator_loss,
-                partial(adam, lr=self.lr),
-                ema=self.ema,
-                regularizers={"orthogonal": orthogonal},
-            ),
-        }
+        players, terms = super().players(ops), {"orthogonal": Regularizer(self.orthogonal)}
+        return {**players, "generator": replace(players["generator"], regularizers=terms)}
 
     def schedule(self, step):
         return ["discriminator"] * self.discriminator_steps + ["generator"]

@@ -1,16 +1,15 @@
 from dataclasses import dataclass
-from functools import partial
 
 from ganzoo.networks import fashion
 from ganzoo.objectives import minimax_discriminator, non_saturating_generator
 from ganzoo.options import Betas, Count, Decay, Positive
-from ganzoo.variants.alternating import Alternating
-from ganzoo.variants.base import Networks, Player, register
+from ganzoo.variants.alternating import TwoRates
+from ganzoo.variants.base import Networks, register
 
 
 @register("fashion-gan")
 @dataclass
-class FashionGAN(Alternating):
+class FashionGAN(TwoRates):
     """Fashion GAN: the GAN of a lecture on FashionMNIST's clothes, whose discriminator is held back by dropout and a low learning rate.
 
     L_D = ½ [−E log D(x) − E log(1 − D(G(z)))], L_G = −E log D(G(z)), D = σ(ℓ): binary cross entropy over both batches together.
@@ -50,12 +49,3 @@ class FashionGAN(Alternating):
 
     def generator_loss(self, networks, draw, ops):
         return non_saturating_generator(networks.discriminator(networks.generator(draw.latents()))), {}
-
-    def players(self, ops):
-        adam = partial(ops.Adam, betas=self.betas)
-        return {
-            "discriminator": Player(
-                ("discriminator",), self.discriminator_loss, partial(adam, lr=self.discriminator_lr)
-            ),
-            "generator": Player(("generator",), self.generator_loss, partial(adam, lr=self.lr), ema=self.ema),
-        }

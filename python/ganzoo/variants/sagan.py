@@ -1,16 +1,15 @@
 from dataclasses import dataclass
-from functools import partial
 
 from ganzoo.networks import sagan
 from ganzoo.objectives import hinge_discriminator, hinge_generator
 from ganzoo.options import Betas, Count, Positive
-from ganzoo.variants.alternating import Alternating
-from ganzoo.variants.base import Networks, Player, register
+from ganzoo.variants.alternating import TwoRates
+from ganzoo.variants.base import Networks, register
 
 
 @register("sagan")
 @dataclass
-class SAGAN(Alternating):
+class SAGAN(TwoRates):
     """SAGAN: self-attention in both networks, both under spectral normalisation, the discriminator at four times the generator's rate.
 
     L_D = E max(0, 1 − ℓ(x)) + E max(0, 1 + ℓ(G(z))), L_G = −E ℓ(G(z)); attention is x + γ·o(x) with γ = 0 at first.
@@ -41,12 +40,3 @@ class SAGAN(Alternating):
 
     def generator_loss(self, networks, draw, ops):
         return hinge_generator(networks.discriminator(networks.generator(draw.latents()))), {}
-
-    def players(self, ops):
-        adam = partial(ops.Adam, betas=self.betas)
-        return {
-            "discriminator": Player(
-                ("discriminator",), self.discriminator_loss, partial(adam, lr=self.discriminator_lr)
-            ),
-            "generator": Player(("generator",), self.generator_loss, partial(adam, lr=self.lr), ema=self.ema),
-        }

@@ -1,15 +1,14 @@
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 from ganzoo.objectives import minimax_discriminator, non_saturating_generator
 from ganzoo.options import CountOrZero, Positive
-from ganzoo.variants.alternating import Alternating
-from ganzoo.variants.base import Player, register
+from ganzoo.variants.alternating import TwoRates
+from ganzoo.variants.base import register
 
 
 @register("unrolled")
 @dataclass
-class UnrolledGAN(Alternating):
+class UnrolledGAN(TwoRates):
     """Unrolled GAN: the generator's gradient flows through K steps that the discriminator would take next.
 
     L_D = −E log D(x) − E log(1 − D(G(z))), L_G = −E log D_K(G(z)), D_0 = D, D_{k+1} = D_k after a step of D's own optimiser,
@@ -34,12 +33,5 @@ class UnrolledGAN(Alternating):
         return non_saturating_generator(networks.discriminator(networks.generator(draw.latents()))), {}
 
     def players(self, ops):
-        adam, ahead = partial(ops.Adam, betas=self.betas), {"discriminator": self.unrolling}
-        return {
-            "discriminator": Player(
-                ("discriminator",), self.discriminator_loss, partial(adam, lr=self.discriminator_lr)
-            ),
-            "generator": Player(
-                ("generator",), self.generator_loss, partial(adam, lr=self.lr), ema=self.ema, unroll=ahead
-            ),
-        }
+        players = super().players(ops)
+        return {**players, "generator": replace(players["generator"], unroll={"discriminator": self.unrolling})}

@@ -34,24 +34,28 @@ class VAEGAN(Variational):
         return networks
 
     def rebuilt(self, networks, draw):
-        """Images, their reconstructions, the reconstructions' error and the divergence of q(z|x) from the prior."""
+        """Images, their reconstructions, and the divergence of q(z|x) from the prior."""
         x = draw.real()
         z, divergence = self.inferred(networks, x, draw.normal(self.latent))
-        rebuilt = networks.generator(z)
+        return x, networks.generator(z), divergence
+
+    def error(self, networks, x, rebuilt):
         real, fake = (features(networks.discriminator, images) for images in (x, rebuilt))
-        return x, rebuilt, (real - fake).square().sum(1).mean() / 2, divergence
+        return (real - fake).square().sum(1).mean() / 2
 
     def encoder_loss(self, networks, draw, ops):
-        _, _, error, divergence = self.rebuilt(networks, draw)
+        x, rebuilt, divergence = self.rebuilt(networks, draw)
+        error = self.error(networks, x, rebuilt)
         return divergence + error, {"error": error, "KL": divergence}
 
     def generator_loss(self, networks, draw, ops):
-        _, rebuilt, error, _ = self.rebuilt(networks, draw)
+        x, rebuilt, _ = self.rebuilt(networks, draw)
         fakes = rebuilt, networks.generator(draw.latents())
+        error = self.error(networks, x, rebuilt)
         return self.gamma * error + sum(non_saturating_generator(networks.discriminator(fake)) for fake in fakes), {}
 
     def discriminator_loss(self, networks, draw, ops):
-        x, rebuilt, _, _ = self.rebuilt(networks, draw)
+        x, rebuilt, _ = self.rebuilt(networks, draw)
         real = networks.discriminator(x)
         fakes = [networks.discriminator(images) for images in (rebuilt, networks.generator(draw.latents()))]
         loss = non_saturating_generator(real) + sum(non_saturating_generator(-fake) for fake in fakes)
