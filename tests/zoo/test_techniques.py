@@ -421,6 +421,20 @@ def test_minibatch_discrimination_counts_the_others_of_one_class_alone():
     torch.testing.assert_close(given[-1][:, 8:], torch.full((5, 3), 4.0))
 
 
+@pytest.mark.parametrize("player", ["discriminator", "generator"])
+def test_minibatch_discrimination_judges_apart_what_acgan_shows_as_one_batch(player, images):
+    trainer, given = tiny(images, "minibatch-discrimination:features=3,dims=2", name="acgan"), []
+    layer = trainer.networks.discriminator.score[0]
+    layer.layer.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    gradients(trainer, player)
+    hidden, similarities = given[0].split([layer.layer.in_features - 3, 3], 1)
+    assert len(hidden) == 2 * TINY["batch"]
+    torch.testing.assert_close(similarities, torch.cat([layer.similarities(kind) for kind in hidden.chunk(2)]))
+    given.clear()
+    layer(hidden)  # what comes alone is one batch again
+    torch.testing.assert_close(given[0][:, -3:], layer.similarities(hidden))
+
+
 def test_minibatch_discrimination_is_of_the_scores_where_a_discriminator_has_a_second_head(images):
     discriminator = tiny(images, "minibatch-discrimination", name="infogan").networks.discriminator
     assert isinstance(discriminator.score[0], Amid) and isinstance(discriminator.head, torch.nn.Linear)

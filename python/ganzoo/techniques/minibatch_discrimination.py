@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ganzoo.errors import Error
+from ganzoo.networks.batches import apart
 from ganzoo.options import Count
 from ganzoo.techniques.base import Technique, each, register
 from ganzoo.techniques.feature_matching import last_layer
@@ -61,6 +62,9 @@ class Amid(nn.Module):
             raise Error(
                 "minibatch-discrimination does not fit a discriminator that scores every step of a sample by itself."
             )
+        return self.layer(torch.cat([x, torch.cat([self.similarities(batch) for batch in apart(x)])], 1))
+
+    def similarities(self, x):
         start = distributed.rank() * len(x)
         others = self.op(distributed.whole(x), self.T.to(x.dtype)) - 1  # without the sample itself
-        return self.layer(torch.cat([x, others[start : start + len(x)]], 1))
+        return others[start : start + len(x)]

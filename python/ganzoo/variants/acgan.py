@@ -1,9 +1,9 @@
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 
 from ganzoo.networks import dcgan, toy
+from ganzoo.networks.batches import as_one_batch
 from ganzoo.networks.conditional import Headed
 from ganzoo.objectives import minimax_discriminator, non_saturating_generator
 from ganzoo.options import NotNegative
@@ -39,7 +39,7 @@ class ACGAN(Conditional):
         """Labels, and scores and class logits of real and of generated images."""
         batch = draw.batch()
         x, y = batch["image"], batch["label"]
-        scores, logits = networks.discriminator(torch.cat([x, networks.generator(draw.latents(), y)]))
+        scores, logits = as_one_batch(networks.discriminator, x, networks.generator(draw.latents(), y))
         return y, *scores.chunk(2), *logits.chunk(2)
 
     def discriminator_loss(self, networks, draw, ops):
