@@ -164,6 +164,13 @@ def test_a_joint_regularizer_stands_in_for_the_loss():
     torch.testing.assert_close(both, beside)
 
 
+def test_two_joint_regularizers_are_refused():
+    terms = {key: Regularizer(Toy().discriminator_loss, every, joint=True) for key, every in (("r1", 2), ("r2", 3))}
+    sentence = "^ganzoo: one regularizer of the discriminator can be joint with its loss, and r1 and r2 are.$"
+    with pytest.raises(ganzoo.Error, match=sentence):
+        Trainer(Toy(change={"discriminator": dict(regularizers=terms)}), points())
+
+
 def test_controllers_follow_an_update_and_are_resumed():
     def count(networks, figures):
         networks.count += figures["real"] + 1

@@ -8,7 +8,7 @@ import torch
 from torch.func import functional_call
 
 from ganzoo.data.base import DataSet, Tensors, numbered
-from ganzoo.errors import ArgumentError
+from ganzoo.errors import ArgumentError, Error
 from ganzoo.techniques.base import equipped
 from ganzoo.training import distributed
 from ganzoo.training.ahead import looked_ahead, unrolled
@@ -152,6 +152,9 @@ class Trainer:
         return Graphs(self._play, self._optimizers, self.device) if self._cuda_graph else None
 
     def _add_player(self, name, player):
+        joint = [key for key, term in player.regularizers.items() if term.joint]
+        if len(joint) > 1:
+            raise Error(f"one regularizer of the {name} can be joint with its loss, and {' and '.join(joint)} are.")
         trained = [
             (f"{network}.{path}", param)
             for network in player.networks

@@ -58,7 +58,7 @@ class Regularizer:
     does not depend on how often it is taken. `loss` is as a player's.
 
     Where loss and term share one backward, `joint=True` says that `loss` is both, the term in it `every` times as large: it then stands in for
-    the player's loss, and shows the term as it likes. Of those that are due at once, one can be joint.
+    the player's loss, and shows the term as it likes. A player can have one of these.
     """
 
     loss: Callable
