@@ -1,18 +1,18 @@
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from ganzoo.networks import patch, unet
 from ganzoo.objectives import minimax_discriminator, non_saturating_generator
-from ganzoo.options import Betas, Count, NotNegative, Positive
-from ganzoo.variants.base import Networks, Player, register
+from ganzoo.options import Count, Decay, NotNegative
+from ganzoo.variants.alternating import Alternating
+from ganzoo.variants.base import Networks, register
 from ganzoo.variants.translating import KEPT, Translating
 
 
 @register("pix2pix")
 @dataclass
-class Pix2pix(Translating):
+class Pix2pix(Alternating, Translating):
     """pix2pix: images of B from images of A, learnt from pairs; a U-Net against a judge of patches of (A, B).
 
     L_D = ½ [−E log D(a, b) − E log(1 − D(a, G(a)))], L_G = −E log D(a, G(a)) + λ E |b − G(a)|, both means over patches, over pixels.
@@ -23,15 +23,14 @@ class Pix2pix(Translating):
     Source: Isola, Zhu, Zhou and Efros (2017), arXiv:1611.07004, section 3 and appendix 6.
     """
 
+    adversary = ""  # what it judges are pairs
     usual_data = ("glyphs",)
     form = "paired"
+    steps: Count = 2000
     batch: Count = 16
+    ema: Decay = 0.0
     l1_weight: NotNegative = 100.0
     """λ, the weight of the distance to b, a mean over pixels."""
-    lr: Positive = 2e-4
-    """Adam's learning rate."""
-    betas: Betas = (0.5, 0.999)
-    """Adam's decay rates."""
 
     def networks(self, data, ops):
         a, b = data.fields["a"], data.fields["b"]
@@ -62,16 +61,6 @@ class Pix2pix(Translating):
         distance = (b - fake).abs().mean()
         fooling = non_saturating_generator(networks.discriminator(torch.cat([a, fake], 1)))
         return fooling + self.l1_weight * distance, {"distance": distance}
-
-    def players(self, ops):
-        adam = partial(ops.Adam, lr=self.lr, betas=self.betas)
-        return {
-            "discriminator": Player(("discriminator",), self.discriminator_loss, adam),
-            "generator": Player(("generator",), self.generator_loss, adam, ema=self.ema),
-        }
-
-    def schedule(self, step):
-        return ["discriminator", "generator"]
 
     def translate(self, networks, images):
         return networks.generator(images)
