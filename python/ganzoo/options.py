@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from ganzoo.errors import ArgumentError
+from ganzoo.errors import ArgumentError, Error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +72,13 @@ class Checked:
             hint = hints[name]
             kind, *constraints = typing.get_args(hint) if typing.get_origin(hint) is Annotated else (hint,)
             check_value(name, getattr(self, name), kind, [c for c in constraints if isinstance(c, Range)])
+
+
+def check_options(name, options, known):
+    """Raise `Error` for an option that is not among those `known` of what has this name."""
+    for option in options:
+        if option not in known:
+            raise Error(f"{name} has no option {option}; its options are {', '.join(known) or 'none'}.")
 
 
 def check_value(name, value, kind, ranges=()):

@@ -20,7 +20,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "training-loop.md"
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    monkeypatch.setattr(base, "_VARIANTS", dict(base._VARIANTS))
+    monkeypatch.setattr(base.VARIANTS, "classes", dict(base.VARIANTS.classes))
     for name, game in GAMES.items():
         register(f"game-{name}")(game)
     torch.set_default_dtype(torch.float64)

@@ -211,7 +211,7 @@ def test_bad_arguments_are_refused_in_one_sentence(images, options, sentence):
 @pytest.mark.parametrize(
     "name, options, sentence",
     [
-        ("wgan-pg", {}, f"ganzoo: variant must be one of {', '.join(sorted(TINY))}, got 'wgan-pg'."),
+        ("wgan-pg", {}, f"ganzoo: variant must be among {', '.join(sorted(TINY))}, got 'wgan-pg'."),
         ("gan", dict(width=0), "ganzoo: width must be at least 1, got 0."),
         ("gan", dict(width="wide"), "ganzoo: width must be a whole number, got 'wide'."),
         ("gan", dict(width=True), "ganzoo: width must be a whole number, got True."),
@@ -243,7 +243,7 @@ def test_bad_options_are_refused_in_one_sentence(name, options, sentence):
 
 
 def test_a_variant_of_ones_own_trains_saves_and_samples(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(base, "_VARIANTS", dict(base._VARIANTS))
+    monkeypatch.setattr(base.VARIANTS, "classes", dict(base.VARIANTS.classes))
 
     @register("mine")
     @dataclass

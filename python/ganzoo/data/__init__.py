@@ -23,7 +23,7 @@ from ganzoo.data.photos import open_photos
 from ganzoo.data.stacked_digits import open_stacked_digits
 from ganzoo.data.toys import open_grid, open_parallel_lines, open_ring, open_sines, open_swiss_roll
 from ganzoo.errors import ArgumentError, Error
-from ganzoo.options import check_value
+from ganzoo.options import check_options, check_value
 
 __all__ = ["DataSet", "Paired", "SOURCES", "Subset", "Tensors", "open"]
 
@@ -60,9 +60,7 @@ def open(spec, **options):
     arguments = [path] if source is None else []
     source = source or _source_of(path)
     hints = typing.get_type_hints(source, include_extras=True)
-    for option in options:
-        if option not in hints:
-            raise Error(f"{spec} has no option {option}; its options are {', '.join(hints)}.")
+    check_options(spec, options, hints)
     try:
         converted = {option: _converted(option, value, hints[option]) for option, value in options.items()}
         data = source(*arguments, **converted)

@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from ganzoo.errors import ArgumentError, Error
-from ganzoo.options import Checked
+from ganzoo.options import Checked, check_options
+from ganzoo.register import Register
 from ganzoo.variants.base import Variant
 
-_TECHNIQUES = {}
+TECHNIQUES = Register("technique", argument="techniques", attribute="technique")
+register, list_techniques, technique_class = TECHNIQUES.register, TECHNIQUES.names, TECHNIQUES.named
 
 
 class Technique(Checked):
@@ -173,43 +175,16 @@ def followed(player, function):
     return dataclasses.replace(player, after=after)
 
 
-def register(name):
-    """Class decorator: makes a `Technique` known by the name that users type. A name can be taken once."""
-
-    def add(technique):
-        if name in _TECHNIQUES:
-            raise Error(f"a technique named {name} is already registered.")
-        technique.technique = name
-        _TECHNIQUES[name] = technique
-        return technique
-
-    return add
-
-
-def list_techniques():
-    """The names of all registered techniques, in alphabetical order."""
-    return sorted(_TECHNIQUES)
-
-
-def technique_class(name):
-    """The registered class of that name. Raises `ArgumentError` for an unknown one."""
-    if name not in _TECHNIQUES:
-        raise ArgumentError("techniques", f"among {', '.join(list_techniques())}", repr(name))
-    return _TECHNIQUES[name]
-
-
 def parsed(text):
     """The technique that `name` or `name:option=value,option=value` stands for. Raises for what is unknown or not allowed."""
     name, _, given = text.partition(":")
     cls = technique_class(name)
     hints, options = typing.get_type_hints(cls), {}
-    known = [field.name for field in dataclasses.fields(cls)]
     for pair in given.split(",") if given else ():
         option, equals, value = pair.partition("=")
         if not equals:
             raise ArgumentError("techniques", f"given options as in {name}:option=value,option=value", repr(text))
-        if option not in known:
-            raise Error(f"{name} has no option {option}; its options are {', '.join(known) or 'none'}.")
+        check_options(name, [option], [field.name for field in dataclasses.fields(cls)])
         options[option] = _converted(value, hints[option])
     technique = cls(**options)
     try:

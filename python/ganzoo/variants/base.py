@@ -7,11 +7,13 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from ganzoo.errors import ArgumentError, Error
-from ganzoo.options import Checked, Count, Decay
+from ganzoo.errors import Error
+from ganzoo.options import Checked, Count, Decay, check_options
+from ganzoo.register import Register
 
 COLUMNS, MOST_COLUMNS = 8, 16
-_VARIANTS = {}
+VARIANTS = Register("variant", argument="variant", attribute="name")
+register, list_variants, variant_class = VARIANTS.register, VARIANTS.names, VARIANTS.named
 
 
 class Networks(nn.Module):
@@ -197,34 +199,9 @@ class Variant(Checked):
         return dataclasses.asdict(self)
 
 
-def register(name):
-    """Class decorator: makes a `Variant` known by the name that users type. A name can be taken once."""
-
-    def add(variant):
-        if name in _VARIANTS:
-            raise Error(f"a variant named {name} is already registered.")
-        variant.name = name
-        _VARIANTS[name] = variant
-        return variant
-
-    return add
-
-
-def list_variants():
-    """The names of all registered variants, in alphabetical order."""
-    return sorted(_VARIANTS)
-
-
-def variant_class(name):
-    """The registered class of that name. Raises `ArgumentError` for an unknown one."""
-    if name not in _VARIANTS:
-        raise ArgumentError("variant", f"one of {', '.join(list_variants())}", repr(name))
-    return _VARIANTS[name]
-
-
 def create_saved(name, options):
     """The variant that a file names. Raises `Error` where it is one of somebody's own that is not registered here."""
-    if name not in _VARIANTS:
+    if name not in VARIANTS.classes:
         raise Error(
             f"the run is of a variant {name} that is not registered: run the file that defines it, or import it."
         )
@@ -237,10 +214,7 @@ def create(name, **options):
     Raises `ArgumentError` for an unknown name or option, or a value that is not allowed.
     """
     cls = variant_class(name)
-    known = [field.name for field in dataclasses.fields(cls)]
-    for option in options:
-        if option not in known:
-            raise Error(f"{name} has no option {option}; its options are {', '.join(known)}.")
+    check_options(name, options, [field.name for field in dataclasses.fields(cls)])
     variant = cls(**options)
     variant.check()
     return variant
