@@ -52,7 +52,7 @@ TINY = {
     "mad-gan": dict(width=4, generators=3),
     "lapgan": dict(width=1, doublings=1),
     "cogan": dict(width=2),
-    "singan": dict(width=2, scales=2, steps_per_scale=2, size=24, rounds=1, batch=1),
+    "singan": dict(width=2, ema=0.5, scales=2, steps_per_scale=2, size=24, rounds=1, batch=1),
     "fashion-gan": dict(width=1),
     "rnn-gan": dict(width=4),
 }

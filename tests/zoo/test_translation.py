@@ -482,6 +482,18 @@ def test_singans_noise_is_a_tenth_of_the_error_below_and_rebuilding_has_none_but
     assert straight.networks.amplitudes.tolist() == pytest.approx([1, expected, 1], rel=1e-5)
 
 
+def test_a_scale_of_singan_that_is_done_stays_as_its_average():
+    trainer = single(steps_per_scale=3, ema=0.5)
+    for _ in range(3):
+        trainer.step()
+    average = [param.clone() for param in trainer.sampling().g0.parameters()]
+    assert not all(map(torch.equal, average, trainer.networks.g0.parameters()))
+    trainer.step()
+    assert trainer.variant.phase == 1 and list(trainer._averages) == ["g1"]
+    for networks in (trainer.networks, trainer.sampling()):  # what the scale above learns to go on from, and does
+        torch.testing.assert_close([*networks.g0.parameters()], average)
+
+
 def test_singans_penalty_asks_a_slope_of_one_of_every_patch_rather_than_of_their_mean():
     trainer = single()
     found = loss_of(trainer, "critic", 50)["gradient_penalty"].item()

@@ -124,13 +124,17 @@ class Trainer:
         with private_random(seed_of(self.seed, self.attempt, WEIGHTS, phase), self.device):
             networks = self.variant.networks(self.data, self._ops).to(self.device)
             self.networks = distributed.with_whole_batch_norms(networks)
+            self._players = self.variant.players(self._ops)
             if before is not None:
+                trained = {network for player in self._players.values() for network in player.networks}
+                for name in averages_before.keys() - trained:  # it is done: what it was to sample with is what it is
+                    weights = dict(averages_before[name].named_parameters())
+                    getattr(before, name).load_state_dict(weights, strict=False)
                 carry_over(before, self.networks)
             if not resumed:
                 self._draw.begin(-1 - phase)
                 with torch.no_grad():
                     self.variant.enter(self.networks, self._draw, self._ops)
-        self._players = self.variant.players(self._ops)
         # Players of an earlier phase keep their counts: what is drawn depends on the sum.
         self.updates = {**dict.fromkeys(self._players, 0), **self.updates}
         self._averages, self._optimizers, self._rates, self._scalers = {}, {}, {}, {}

@@ -153,7 +153,8 @@ class Variant(Checked):
 
     def phase_at(self, step) -> int:
         """The phase that a step belongs to, for networks that grow: 0, 1, 2, ... A new phase starts with the networks and
-        players built anew; what has the same name and shape as before keeps its value."""
+        players built anew; what has the same name and shape as before keeps its value. A network that no player trains any
+        more stays as its average, where one was kept."""
         return 0
 
     def enter(self, networks, draw, ops):
