@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from ganzoo import Trainer
-from ganzoo.data.base import numbered
+from ganzoo.data.base import Tensors, numbered
 from ganzoo.data.captioned_digits import NAMES
 from ganzoo.metrics import evaluate, make_extractor
 from ganzoo.networks.conditional import Conditioned, Labels
@@ -196,7 +196,11 @@ def test_a_mismatched_pair_and_a_generated_image_are_half_of_the_fakes_each():
     def real(image, caption):
         return networks.discriminator(image, caption).sigmoid()
 
-    wrong = -(1 - real(x, other["caption"])).log()[of_others].sum() / len(x)
+    labels = trainer.sources[""].fetch(torch.arange(1797))["label"]
+    share = (labels[:, None] != labels).double().mean().item()
+    assert share == pytest.approx(0.9, abs=0.001)
+    assert networks.mismatched.item() == pytest.approx(share, rel=0.005)
+    wrong = -(1 - real(x, other["caption"])).log()[of_others].sum() / len(x) / networks.mismatched
     fake = -(1 - real(networks.generator(draw.latents(), text), text)).log().mean()
     torch.testing.assert_close(found, -real(x, text).log().mean() + wrong / 2 + fake / 2)
     assert variant.usual_data == ("captioned-digits",)
@@ -227,6 +231,26 @@ def test_captions_are_drawn_and_classes_by_a_caption_of_theirs(tmp_path):
         ganzoo.ArgumentError, match="data must be captioned, as captioned-digits are, got samples of ring"
     ):
         small("text-to-image")
+
+
+def rare(classes, n=4000):
+    """Captioned points, nearly all of them of class 0, one each of the others: their captions are the class's number + 1."""
+    label = torch.zeros(n, dtype=torch.int64)
+    label[-classes + 1 :] = torch.arange(1, classes)
+    data = Tensors("rare", {"image": torch.randn(n, 2), "label": label, "caption": label[:, None] + 1}, 3)
+    data.vocabulary = ("", "nought", "one", "two")
+    return data
+
+
+def test_a_class_that_is_rare_has_its_caption_and_one_that_is_not_there_is_missed():
+    options = dict(width=1, latent=2, batch=8)
+    trainer = Trainer(ganzoo.create("text-to-image", **options), rare(3), seed=1)
+    assert trainer.networks.captions.tolist() == [[1], [2], [3]]
+    assert 0 < trainer.networks.mismatched < 0.01
+    with pytest.raises(
+        ganzoo.ArgumentError, match="data must be captioned in each of 3 classes, got 30000 images of 2 classes"
+    ):
+        Trainer(ganzoo.create("text-to-image", **options), rare(2), seed=1)
 
 
 def test_a_caption_names_the_digit_that_it_is_beside():
