@@ -585,7 +585,22 @@ def test_the_inputs_transform_is_the_identity_at_first_and_then_turns_and_shifts
     torch.testing.assert_close(layer(w, torch.zeros(2, 2), none), still.rot90(-1, (2, 3)), atol=1e-5, rtol=1e-4)
 
 
-def test_a_layers_magnitude_is_a_running_mean_that_evaluation_leaves_alone():
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_layers_magnitude_follows_its_input_once_a_step_however_the_batch_is_cut(images, parts):
+    variant = ganzoo.create("stylegan3", width=2, convolutions=3, margin=4, latent=8, batch=16)
+    trainer, squares = Trainer(variant, images, accumulate=parts), []
+    generator, draw = copy.deepcopy(trainer.networks.generator), trainer._draw
+    assert "squares" not in trainer.step()
+    for conv in generator.convs:
+        conv.register_forward_pre_hook(lambda _, inputs: squares.append(inputs[0].square().mean().item()))
+    draw.begin(1)  # the generator's update
+    generator(draw.latents())
+    found = [conv.magnitude.item() for conv in trainer.networks.generator.convs]
+    assert found == pytest.approx([0.999 + 0.001 * square for square in squares], abs=1e-6)
+    assert max(abs(square - 1) for square in squares) > 0.1
+
+
+def test_a_layer_divides_by_its_magnitude_and_leaves_it_alone():
     torch.manual_seed(0)
     band = stylegan3.Band(2.0, 6.0, 16, 16)
     layer, x, w = (
@@ -593,15 +608,9 @@ def test_a_layers_magnitude_is_a_running_mean_that_evaluation_leaves_alone():
         3 * torch.randn(2, 3, 16, 16),
         torch.randn(2, 4),
     )
-    layer(x, w)
-    expected = 0.999 + 0.001 * x.square().mean().item()
-    assert layer.magnitude.item() == pytest.approx(expected)
-    layer.eval()(x, w)
-    assert layer.magnitude.item() == pytest.approx(expected)
-    with torch.no_grad():
-        layer.magnitude.copy_(x.square().mean())
-        first = layer(x, w)
-        layer.magnitude.mul_(100)
+    first = layer(x, w)
+    assert layer.magnitude == 1
+    layer.magnitude.mul_(100)
     torch.testing.assert_close(layer(10 * x, w), first)
 
 

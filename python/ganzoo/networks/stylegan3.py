@@ -13,7 +13,6 @@ from torch import nn
 
 from ganzoo.networks import doublings
 from ganzoo.networks.equalized import Linear, mapping, per_layer
-from ganzoo.training import distributed
 
 MOST = 512  # channels
 TAPS = 6  # of a filter, for each time that it up- or downsamples
@@ -130,10 +129,6 @@ class Synthesis(nn.Module):
         self.padding = [low, total - low] * 2
 
     def forward(self, x, w):
-        if self.training:
-            with torch.no_grad():
-                square = distributed.mean(x.to(self.magnitude).square().mean())
-                self.magnitude.lerp_(square, 1 - MAGNITUDE_DECAY)
         gain, styles = self.magnitude.rsqrt(), self.affine(w)
         if self.image:
             styles = styles / math.sqrt(self.weight[0].numel())
@@ -170,13 +165,23 @@ class Generator(nn.Module):
         return self.style(z)
 
     def synthesis(self, w, shift=None, turn=None):
+        return self.with_squares(w, shift, turn)[0]
+
+    def with_squares(self, w, shift=None, turn=None):
+        """Images, and the mean square of each layer's input, (layers − 1,), for `follow`."""
         w = per_layer(w, self.layers)
         shift = w.new_zeros(len(w), 2) if shift is None else shift
         turn = w.new_zeros(len(w)) if turn is None else turn
-        x = self.input(w[:, 0], shift, turn)
+        x, squares = self.input(w[:, 0], shift, turn), []
         for number, conv in enumerate(self.convs, start=1):
+            squares.append(x.detach().to(conv.magnitude).square().mean())
             x = conv(x, w[:, number])
-        return OUTPUT_SCALE * x
+        return OUTPUT_SCALE * x, torch.stack(squares)
+
+    def follow(self, squares):
+        """Let the layers' running mean squares follow those of a batch."""
+        for conv, square in zip(self.convs, squares):
+            conv.magnitude.lerp_(square, 1 - MAGNITUDE_DECAY)
 
     def forward(self, z):
         return self.synthesis(self.mapping(z))

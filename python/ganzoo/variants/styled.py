@@ -42,13 +42,17 @@ class Styled(Alternating):
         return torch.where(before[:, :, None], w[:, None], other[:, None])
 
     def generated(self, networks, draw):
-        """Images, and the w that they are of."""
+        """Images, and the means that `follow` wants of them."""
         w = self.styles(networks, draw)
-        return networks.generator.synthesis(w, draw.normal(networks.generator.pixels)), w
+        images = networks.generator.synthesis(w, draw.normal(networks.generator.pixels))
+        return images, {"w": self.mean_style(networks, w)}
+
+    def mean_style(self, networks, w):
+        return w[:, 0].detach().to(networks.w_mean).mean(0)
 
     def generator_loss(self, networks, draw, ops):
-        fake, w = self.generated(networks, draw)
-        return non_saturating_generator(networks.discriminator(fake)), {"w": w[:, 0].to(networks.w_mean).mean(0)}
+        fake, means = self.generated(networks, draw)
+        return non_saturating_generator(networks.discriminator(fake)), means
 
     def follow(self, networks, figures):
         """After the generator's update: w̄ follows the mean of w over the whole batch, which is no figure to plot."""

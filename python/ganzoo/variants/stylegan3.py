@@ -43,7 +43,12 @@ class StyleGAN3(LazyR1):
 
     def generated(self, networks, draw):
         w = self.styles(networks, draw)
-        return networks.generator.synthesis(w), w
+        images, squares = networks.generator.with_squares(w)
+        return images, {"w": self.mean_style(networks, w), "squares": squares}
+
+    def follow(self, networks, figures):
+        super().follow(networks, figures)
+        networks.generator.follow(figures.pop("squares"))
 
     def generator_player(self, ops):
         return Player(("generator",), self.generator_loss, self.adam(ops), ema=self.ema, after=self.follow)
