@@ -313,7 +313,7 @@ def test_what_tells_generators_apart(name):
 
 @pytest.mark.parametrize("name", ["gman", "mad-gan"])
 def test_several_players_draw_the_modes_of_the_ring(name):
-    assert ring(name, 500, width=4)[1].modes >= 7
+    assert ring(name, 500, width=4, lr=2e-4)[1].modes >= 7
 
 
 # --- several games ---

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ganzoo.objectives import minimax_discriminator, minimax_generator
-from ganzoo.options import Count, NotNegative
+from ganzoo.options import Count, NotNegative, Positive
 from ganzoo.training import distributed
 from ganzoo.variants.alternating import Alternating
 from ganzoo.variants.base import register
@@ -24,6 +24,8 @@ class GMAN(Alternating):
     the generator does not move, as in the authors' code.
     """
 
+    lr: Positive = 1e-3
+    """Adam's learning rate. At 2e-4 the discriminators win on digits, and the minimax game leaves the generator no gradient."""
     discriminators: Count = 3
     """How many discriminators."""
     strength: NotNegative = 1.0
