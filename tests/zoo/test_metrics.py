@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+import torch.nn.functional as F
 from ganzoo import ArgumentError, Error
 from ganzoo.data import Tensors
 from ganzoo.files import cache_folder
@@ -507,9 +508,75 @@ def test_an_extractor_of_ones_own():
     assert "classifier score" not in by_name(figures)
 
 
-def test_a_single_image_is_too_few_to_compare_with():
-    with pytest.raises(Error, match=r"^ganzoo: data to compare samples with must be at least 10, and photo has 1\.$"):
-        evaluate(torch.zeros(20, 1, 8, 8), Tensors("photo", {"image": torch.zeros(1, 1, 8, 8)}))
+def test_a_few_images_are_too_few_to_compare_with():
+    with pytest.raises(Error, match=r"^ganzoo: data to compare samples with must be at least 10, and photos has 3\.$"):
+        evaluate(torch.zeros(20, 1, 8, 8), Tensors("photos", {"image": torch.zeros(3, 1, 8, 8)}))
+
+
+def a_photo(size=24):
+    data = ganzoo.data.open("photos", size=0, photo="flower")
+    image = F.interpolate(data.fetch(torch.tensor([0]))["image"], size=(size, size), mode="bicubic", antialias=True)
+    return data, image
+
+
+def test_samples_of_a_single_image_are_compared_with_its_places():
+    data, image = a_photo()
+    moved = torch.cat([image.roll(shift, 3) for shift in (5, 9, 14)])
+    noise = torch.randn(3, 3, 24, 24, generator=torch.Generator().manual_seed(0)) * image.std() + image.mean()
+    copies, same_parts, nothing_alike = (
+        by_name(evaluate(x, data, "pixels")) for x in (image.expand(3, -1, -1, -1), moved, noise)
+    )
+    found = [figures["Fréchet distance of places"] for figures in (copies, same_parts, nothing_alike)]
+    assert found[0].value < 1e-6 < found[1].value < 0.1 * found[2].value
+    x, y = (
+        values.unfold(2, 5, 1).unfold(3, 5, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 400, 75).double().numpy()
+        for values in (noise, image)
+    )
+    by_hand = []
+    for of_sample in x:
+        first, second = np.cov(of_sample.T), np.cov(y[0].T)
+        root = scipy.linalg.sqrtm(first @ second).real
+        apart = of_sample.mean(0) - y[0].mean(0)
+        by_hand.append(apart @ apart + np.trace(first + second - 2 * root))
+    assert found[2].value == pytest.approx(sum(by_hand) / 3, rel=1e-6)
+    assert copies["diversity"].value == 0
+    assert nothing_alike["diversity"].value == pytest.approx((noise.std(0).mean() / image.std()).item())
+    assert (found[0].extractor, found[0].n) == ("patches of 5×5 pixels", 3)
+    assert found[0].resize == "the image bicubic to 24×24; none" and sample_count(data) == 50
+
+
+@pytest.mark.parametrize(
+    "shape, extractor, sentence",
+    [
+        ((2, 1, 24, 24), "pixels", r"the samples must be at least 2 images of 3 channels, as photos has, got \(2, 1, 24, 24\)\."),
+        ((1, 3, 24, 24), "pixels", r"the samples must be at least 2 images of 3 channels, as photos has, got \(1, 3, 24, 24\)\."),
+        ((2, 3, 24, 24), Pixels(), "the pixels has no features of the places of an image; pixels and inception have."),
+    ],
+)  # fmt: skip
+def test_samples_that_cannot_be_compared_with_a_single_image(shape, extractor, sentence):
+    with pytest.raises(Error, match=sentence):
+        evaluate(torch.zeros(shape), a_photo()[0], extractor)
+
+
+def test_sifid_is_of_what_inception_has_before_its_second_pooling(weights, monkeypatch):
+    torch.save({"weight": torch.zeros(1)}, weights)
+
+    class Network(torch.nn.Module):
+        def __init__(self, *_):
+            super().__init__()
+            self.Conv2d_4a_3x3 = torch.nn.Conv2d(3, 2, 1, bias=False)
+            torch.nn.init.constant_(self.Conv2d_4a_3x3.weight, 1 / 255)
+
+        def forward(self, images):
+            after = self.Conv2d_4a_3x3(images.float()).amax([2, 3])
+            return after, after
+
+    library(monkeypatch, Network)
+    images = torch.rand(2, 3, 4, 5) * 2 - 1
+    places = Inception().places(images)
+    torch.testing.assert_close(places[1, 7, 0], (images[1, :, 1, 2] + 1).sum() / 2, atol=0.01, rtol=0)
+    assert places.shape == (2, 20, 2)
+    assert [figure.name for figure in evaluate(images, a_photo()[0], "inception")] == ["SIFID", "diversity"]
 
 
 @pytest.mark.parametrize(

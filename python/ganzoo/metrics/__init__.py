@@ -13,6 +13,7 @@ from ganzoo.metrics.kernel import kernel_distance
 from ganzoo.metrics.modes import count_coverage, mode_coverage
 from ganzoo.metrics.neighbours import neighbourhoods
 from ganzoo.metrics.psnr import psnr
+from ganzoo.metrics.single_image import diversity, single_image_distance
 from ganzoo.metrics.wasserstein import wasserstein_distance
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Moments",
     "Pixels",
     "count_coverage",
+    "diversity",
     "evaluate",
     "frechet_distance",
     "inception_score",
@@ -32,5 +34,6 @@ __all__ = [
     "neighbourhoods",
     "psnr",
     "sample_count",
+    "single_image_distance",
     "wasserstein_distance",
 ]

@@ -3,10 +3,11 @@
 import dataclasses
 
 import torch
+import torch.nn.functional as F
 
 from ganzoo.data import open as open_data
 from ganzoo.errors import ArgumentError, Error
-from ganzoo.metrics.extractors import BATCH, Classifier, Inception, Pixels
+from ganzoo.metrics.extractors import BATCH, Classifier, Inception, Patches, Pixels
 from ganzoo.metrics.figure import Figure
 from ganzoo.metrics.frechet import frechet_distance, moments
 from ganzoo.metrics.inception_score import inception_score
@@ -14,16 +15,20 @@ from ganzoo.metrics.kernel import SUBSET, SUBSETS, kernel_distance
 from ganzoo.metrics.modes import count_coverage, mode_coverage
 from ganzoo.metrics.neighbours import NEAREST, neighbourhoods
 from ganzoo.metrics.reference import reference
+from ganzoo.metrics.single_image import diversity, single_image_distance
 from ganzoo.metrics.wasserstein import wasserstein_distance
 from ganzoo.training import distributed
 
 EXTRACTORS = ("pixels", "classifier", "inception")
 TRANSPORTED = 2500
+IMITATIONS = 50
 
 
 def sample_count(data):
-    """How many samples to evaluate: 2,500 points or sequences of a toy and 26,000 stacked digits (PacGAN's protocol), otherwise as many as
-    the set has, between 1,000 and 10,000."""
+    """How many samples to evaluate: 2,500 points or sequences of a toy and 26,000 stacked digits (PacGAN's protocol), 50 of a single image,
+    otherwise as many as the set has, between 1,000 and 10,000."""
+    if len(data) == 1:
+        return IMITATIONS
     if len(data.shape) < 3:
         return TRANSPORTED
     return 26_000 if hasattr(data, "digits") else min(max(len(data), 1000), 10_000)
@@ -40,7 +45,7 @@ def make_extractor(word, data, device="cpu"):
     elif not word:
         word = "classifier" if data.classes and data.shape[0] == 1 else "inception"
     if word == "pixels":
-        return Pixels(data.shape)
+        return Patches() if len(data) == 1 else Pixels(data.shape)
     if word == "inception":
         return Inception(device)
     if word != "classifier":
@@ -62,7 +67,8 @@ def evaluate(samples, data, extractor="", labels=None, device="cpu"):
             print(figure)
 
     Points and sequences get W₁ to as many real ones, and, where the mixture's modes are known, modes covered, high-quality share and
-    reverse KL; stacked digits the modes that a classifier of the digits sees. All other images get the Fréchet and the
+    reverse KL; stacked digits the modes that a classifier of the digits sees. A single image, of the size of the samples, gets SIFID (so
+    called with Inception's features only) and the samples' diversity. All other images get the Fréchet and the
     kernel distance (called FID and KID with Inception's features only), precision, recall, density and coverage, and the
     classifier's score (the Inception score, with Inception).
 
@@ -83,14 +89,14 @@ def evaluate(samples, data, extractor="", labels=None, device="cpu"):
     """
     if isinstance(data, dict) or "image" not in data.fetch(torch.zeros(1, dtype=torch.int64)):
         raise Error("there are no metrics for pairs and for domains of images.")
+    if len(data) == 1 and len(data.shape) == 3:
+        return _single_image_figures(samples, data, extractor, device)
     if len(data) < 2 * NEAREST:
         raise Error(f"data to compare samples with must be at least {2 * NEAREST}, and {data.name} has {len(data)}.")
     if samples.shape[1:] != data.shape or len(samples) < 2 * NEAREST:
         wanted, got = f"at least {2 * NEAREST} of shape {data.shape}, as {data.name} has", tuple(samples.shape[1:])
         raise Error(f"the samples must be {wanted}, got {len(samples)} of shape {got}.")
-    if not samples.isfinite().all():
-        broken = (~samples.isfinite()).flatten(1).any(1).sum()
-        raise Error(f"{broken} of the {len(samples)} samples are not finite.")
+    _check_finite(samples)
     if labels is not None and (labels.shape != samples.shape[:1] or labels.is_floating_point()):
         raise ArgumentError("labels", f"{len(samples)} whole numbers", f"{labels.dtype} {tuple(labels.shape)}")
     samples = samples.cpu().float()
@@ -101,6 +107,39 @@ def evaluate(samples, data, extractor="", labels=None, device="cpu"):
         points = distributed.from_first(lambda: _point_figures(samples, data, labels))
         return points + _feature_figures(samples, data, extractor)
     return _feature_figures(samples, data, extractor, labels)
+
+
+def _check_finite(samples):
+    if not samples.isfinite().all():
+        broken = (~samples.isfinite()).flatten(1).any(1).sum()
+        raise Error(f"{broken} of the {len(samples)} samples are not finite.")
+
+
+def _single_image_figures(samples, data, extractor, device):
+    if samples.dim() != 4 or samples.shape[1] != data.shape[0] or len(samples) < 2:
+        wanted, got = f"at least 2 images of {data.shape[0]} channels, as {data.name} has", tuple(samples.shape)
+        raise Error(f"the samples must be {wanted}, got {got}.")
+    _check_finite(samples)
+    extractor = make_extractor(extractor, data, device) if isinstance(extractor, str) else extractor
+    if not hasattr(extractor, "places"):
+        raise Error(f"the {extractor.name} has no features of the places of an image; pixels and inception have.")
+    size, image = tuple(samples.shape[2:]), data.fetch(torch.zeros(1, dtype=torch.int64))["image"].cpu()
+    image = F.interpolate(image, size=size, mode="bicubic", antialias=True)
+    with torch.no_grad():
+        real = extractor.places(image)[0].cpu()
+
+    @torch.no_grad()
+    def distance(sample):
+        return single_image_distance(extractor.places(sample)[0].cpu(), real)
+
+    n, samples = len(samples), samples.cpu().float()
+    distances = list(distributed.shared_out(distance, samples.split(1)))
+    name = "SIFID" if isinstance(extractor, Inception) else "Fréchet distance of places"
+    split, resized = f"{data.name}/{data.split}", f"the image bicubic to {size[0]}×{size[1]}"
+    return [
+        Figure(name, sum(distances) / n, extractor.name, split, f"{resized}; {extractor.resize}", n),
+        Figure("diversity", diversity(samples, image[0]), "pixels", split, resized, n),
+    ]
 
 
 def _point_figures(samples, data, labels):

@@ -2,7 +2,7 @@
 
 An extractor has a `name` that changes whenever its features do, says in `resize` what it does to images first, and its
 `extract(images)`, for images in [−1, 1] or points, gives features (B, D) and probabilities (B, K), or None where it knows
-no classes.
+no classes. For single images it is `places(images)` that counts, features (B, P, D) of P places of each.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from ganzoo.files import cache_folder, write_atomically
 
 BATCH = 256
 MOST_PIXELS = 4096
+PATCH = 5
 
 
 class Pixels:
@@ -33,6 +34,15 @@ class Pixels:
 
     def extract(self, images):
         return (F.avg_pool2d(images, self._side) if self._side > 1 else images).flatten(1), None
+
+
+class Patches:
+    """All patches of 5×5 pixels of an image, as the features of its places."""
+
+    name, resize = f"patches of {PATCH}×{PATCH} pixels", "none"
+
+    def places(self, images):
+        return F.unfold(images, PATCH).transpose(1, 2)
 
 
 class Classifier:
@@ -154,6 +164,17 @@ class Inception:
             raise Error(f"{file} does not hold the weights of the Inception network ({reason(error)}).") from error
         self._network, self._device = network.to(device), device
         self.name = f"Inception ({hashlib.sha256(content).hexdigest()[:8]})"
+
+    def places(self, images):
+        """The output of the last convolution before the second pooling, (B, 71², 192)."""
+        found = []
+        layer = self._network.Conv2d_4a_3x3
+        hook = layer.register_forward_hook(lambda _, inputs, output: found.append(output.flatten(2).transpose(1, 2)))
+        try:
+            self.extract(images)
+        finally:
+            hook.remove()
+        return found[0]
 
     def extract(self, images):
         pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
