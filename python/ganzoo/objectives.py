@@ -191,3 +191,16 @@ def gaussian_divergence(mean, log_variance):
     Source: Kingma and Welling (2014), arXiv:1312.6114, appendix B.
     """
     return (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean() / 2
+
+
+def contrastive(first, second, temperature=0.1):
+    """½ (E −log P(second_i|first_i) + E −log P(first_i|second_i)) of codes (N, D) of N pairs: of all of the other kind in the batch each is to find
+    its own partner, P(second_j|first_i) = softmaxⱼ(cos(first_i, second_j)/τ).
+
+    Like batch norm it sees the parts of `accumulate`, and processes, one by one.
+
+    Source: Radford et al. (2021), CLIP, arXiv:2103.00020, section 2.3, where τ is learnt.
+    """
+    alike = F.normalize(first, dim=1) @ F.normalize(second, dim=1).T / temperature
+    partner = torch.arange(len(alike), device=alike.device)
+    return (F.cross_entropy(alike, partner) + F.cross_entropy(alike.T, partner)) / 2

@@ -144,8 +144,8 @@ class Generator:
         """Images along the way from each of `between` latents to the next, `frames` of them with both ends, which
         neighbouring ways share. A conditional generator draws them all of the class `label`.
 
-        In `z` the latents are mixed, in `w` the styles that a generator's `mapping` makes of them, and of labels where it is
-        conditional, for its `synthesis`.
+        In `z` the latents are mixed, in `w` the styles that a generator's `mapping` makes of them, and of its condition where it has
+        one, for its `synthesis`.
         `path` is `lerp`, a + t(b − a), or `slerp`, along the sphere: White (2016), arXiv:1609.04468.
         """
         network = getattr(self.networks, "generator", None)
@@ -158,7 +158,9 @@ class Generator:
             return (points, torch.full((len(points),), label)) if self.variant.conditional else (points,)
 
         points = self.variant.latents(between, torch.Generator().manual_seed(check_seed(seed)))
-        points = network.mapping(*with_labels(points)) if space == "w" else points
+        if space == "w":
+            points, *labels = with_labels(points)
+            points = network.mapping(points, *(self.variant.condition(self.networks, these) for these in labels))
         mix = slerp if path == "slerp" else torch.lerp
         ways = [torch.stack([mix(a, b, t) for t in torch.linspace(0, 1, frames)]) for a, b in zip(points, points[1:])]
         points = torch.cat([ways[0], *(way[1:] for way in ways[1:])])

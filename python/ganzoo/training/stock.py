@@ -43,7 +43,7 @@ def spectral_norm(network):
     """`torch.nn.utils.parametrizations.spectral_norm` on every convolution, linear layer and embedding of the network, which is
     returned."""
     for layer in list(network.modules()):
-        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Embedding)):
+        if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Embedding)):
             parametrizations.spectral_norm(layer)
     return network
 

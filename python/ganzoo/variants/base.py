@@ -164,9 +164,15 @@ class Variant(Checked):
         """`count` latents, (count, latent), drawn with this `torch.Generator`, on its device."""
         return torch.randn(count, self.latent, device=generator.device, generator=generator)
 
+    def condition(self, networks, labels):
+        """What generator and `adversary` take for labels (N,), where they are conditional: the same. `networks` has the `samplers`."""
+        return labels
+
     def sample(self, networks, latents, labels=None):
         """Images from latents, and from labels (N,) where the generator is conditional. `networks` has the `samplers`."""
-        return networks.generator(latents) if labels is None else networks.generator(latents, labels)
+        if labels is None:
+            return networks.generator(latents)
+        return networks.generator(latents, self.condition(networks, labels))
 
     def show(self, networks, latents, labels=None):
         """What a picture of samples shows of each: the sample, or beside it what it was made from."""
@@ -183,7 +189,7 @@ class Variant(Checked):
     def scores(self, networks, images, labels=None):
         """What the `adversary` gives images, (N,); higher for those it takes for real."""
         adversary = getattr(networks, self.adversary)
-        return adversary(images, labels) if self.conditional else adversary(images)
+        return adversary(images, self.condition(networks, labels)) if self.conditional else adversary(images)
 
     def columns(self, data):
         """Columns of a grid of samples: one for each class where it is asked for one of a few."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from ganzoo.errors import ArgumentError
 from ganzoo.metrics.psnr import psnr
 from ganzoo.networks import srgan
+from ganzoo.networks.exported import Exported
 from ganzoo.objectives import minimax_discriminator, non_saturating_generator
 from ganzoo.options import Betas, Count, CountOrZero, NotNegative, Positive
 from ganzoo.variants.base import Networks, Player, register
@@ -65,14 +66,7 @@ class SRGAN(Translating):
     def enter(self, networks, draw, ops):
         networks.sources.copy_(self.low(draw.real(count=KEPT)))
         if self.content:
-            self.features = self.loaded(networks.sources.device)
-
-    def loaded(self, device):
-        try:
-            return torch.export.load(self.content).module().to(device)
-        except Exception as error:  # torch.export.load raises whatever is wrong with the file makes its readers raise
-            wanted = f"a file that torch.export.save wrote ({type(error).__name__})"
-            raise ArgumentError("content", wanted, self.content) from error
+            self.features = Exported("content", self.content).to(networks.sources.device)
 
     def low(self, x):
         return F.interpolate(x, scale_factor=2**-self.doublings, mode="bicubic", antialias=True)

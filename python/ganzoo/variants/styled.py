@@ -32,18 +32,19 @@ class Styled(Alternating):
     truncation: Share = 1.0
     """ψ: samples are drawn at w̄ + ψ(w − w̄). Lower is less diverse, and 1 is as trained."""
 
-    def styles(self, networks, draw):
-        """w (N, layers, latent), of which a share changes to another latent's from a random layer on, the second to the last."""
+    def styles(self, networks, draw, *condition):
+        """w (N, layers, latent), of which a share changes to another latent's from a random layer on, the second to the last; both of the
+        same condition where there is one."""
         generator = networks.generator
-        w, other = generator.mapping(draw.latents()), generator.mapping(draw.latents())
+        w, other = (generator.mapping(draw.latents(), *condition) for _ in range(2))
         crossover = 1 + draw.integers(generator.layers - 1)
         crossover = torch.where(draw.uniform() < self.mixing, crossover, generator.layers)
         before = torch.arange(generator.layers, device=w.device) < crossover[:, None]
         return torch.where(before[:, :, None], w[:, None], other[:, None])
 
-    def generated(self, networks, draw):
+    def generated(self, networks, draw, *condition):
         """Images, and the means that `follow` wants of them."""
-        w = self.styles(networks, draw)
+        w = self.styles(networks, draw, *condition)
         images = networks.generator.synthesis(w, draw.normal(networks.generator.pixels))
         return images, {"w": self.mean_style(networks, w)}
 
