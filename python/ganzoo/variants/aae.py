@@ -3,7 +3,7 @@ from functools import partial
 
 from ganzoo.networks import autoencoder, dcgan, toy
 from ganzoo.objectives import minimax_discriminator, non_saturating_generator
-from ganzoo.options import Decay
+from ganzoo.options import Count, Decay
 from ganzoo.variants.alternating import Alternating
 from ganzoo.variants.base import Networks, Player, register
 
@@ -22,6 +22,8 @@ class AAE(Alternating):
 
     judges, adversary = (), ""  # it does not judge images
     samplers = ("generator", "encoder")
+    latent: Count = 8
+    """Dimensions of the latent z ~ N(0, I). More of them than the data vary in leave holes that no image is encoded to."""
     ema: Decay = 0.0
     """Decay per step of the running average of autoencoder and generator; 0 for none. Averages of an encoder and of a decoder that turn
     together no longer fit each other: on a ring of points the error of reconstructions rises from 0.01 to 0.37 with 0.99."""
