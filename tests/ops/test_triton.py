@@ -19,7 +19,7 @@ from tests.ops.specs import FAMILY, INT, KERNELS, LAUNCHERS, SPECS  # noqa: E402
 
 ARCHITECTURES = (80, 90, 100)
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-# Triton 3.6, whose assembler keeps two registers on the stack now and then
+# Triton 3.6, whose assembler keeps two numbers on the stack now and then
 OLD = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
 F, B, H, D = "*fp32", "*bf16", "*fp16", "*fp64"
 
@@ -78,7 +78,8 @@ def test_compiles_ahead_of_time(name, pointer, capability, integer, tmp_path):
         [CUOBJDUMP, "-res-usage", tmp_path / "kernel.cubin"], capture_output=True, text=True, check=True
     )
     stack = int(re.search(r"STACK:(\d+)", usage.stdout)[1])
-    assert stack <= (8 if OLD else 0) and "LOCAL:0" in usage.stdout, f"registers spilled: {usage.stdout}"
+    kept = (16 if pointer == D else 8) if OLD else 0
+    assert stack <= kept and "LOCAL:0" in usage.stdout, f"registers spilled: {usage.stdout}"
 
 
 def test_importing_gankernels_compiles_nothing():
