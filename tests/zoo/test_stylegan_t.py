@@ -75,7 +75,7 @@ def test_half_of_the_convolutions_are_residual_and_start_at_nearly_nothing():
     assert torch.unique(block.gamma).tolist() == pytest.approx([1e-5])
     with torch.no_grad():
         block.gamma.copy_(torch.randn(8, 1, 1))
-    expected = x + block.gamma * block.conv(F.group_norm(x, 8), w, noise)
+    expected = x + block.gamma * block.conv(F.group_norm(x, 1), w, noise)
     torch.testing.assert_close(block(x, w, noise), expected)
 
 

@@ -8,7 +8,7 @@ from ganzoo.errors import ArgumentError
 
 class Exported(nn.Module):
     """The network in a file that torch.export.save wrote for batches of any size, frozen. Its weights stay in the file: no checkpoint has
-    them. `option` is what the file is the value of."""
+    them, and who loads a run needs the file too. `option` is what the file is the value of."""
 
     def __init__(self, option, path):
         super().__init__()

@@ -27,12 +27,12 @@ class SecondOrder(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + γ·conv(group norm(x)), γ a number per channel that starts at nearly nought."""
+    """x + γ·conv(group norm(x)), the norm over 16 channels together, γ a number per channel that starts at nearly nought."""
 
     def __init__(self, ops, conv, channels):
         super().__init__()
         self.conv, self.gamma = conv, nn.Parameter(torch.full((channels, 1, 1), 1e-5))
-        self.ops, self.groups = ops, math.gcd(32, channels)
+        self.ops, self.groups = ops, channels // math.gcd(16, channels)
 
     def forward(self, x, w, noise):
         return x + self.gamma * self.conv(self.ops.group_norm(x, self.groups), w, noise)

@@ -1,6 +1,8 @@
 """Vision transformers: Dosovitskiy et al. (2021), arXiv:2010.11929, section 3.1. `ops` is the family of ops that a network is made of: see
 `ganzoo.training.ops`."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -40,7 +42,7 @@ class ViT(nn.Module):
         self.embedding = nn.Linear(channels * patch**2, width)
         self.first, self.unseen = nn.Parameter(torch.zeros(1, 1, width)), nn.Parameter(torch.zeros(width))
         self.places = nn.Parameter(torch.randn(1 + self.patches, width))
-        self.blocks = nn.ModuleList(Block(ops, width, heads) for _ in range(blocks))
+        self.blocks = nn.ModuleList(Block(ops, width, math.gcd(heads, width)) for _ in range(blocks))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, code))
         self.pixels = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, channels * patch**2))
 
