@@ -23,6 +23,8 @@ class StyleGAN2(LazyR1):
     Source: Karras et al. (2020), arXiv:1912.04958, sections 2 to 4 and appendix B.
     """
 
+    latent: Count = 16
+    """Dimensions of z and of w. The paper's 512 are for photographs; for digits 64 were more than 1,500 steps could use."""
     ema: Decay = 0.99
     path_length_weight: NotNegative = 0.01
     """λ, the weight of the path length's term. The authors' 2 is for photographs; here it slows down what 1,500 steps can learn."""
