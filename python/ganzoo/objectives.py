@@ -197,10 +197,11 @@ def contrastive(first, second, temperature=0.1):
     """½ (E −log P(second_i|first_i) + E −log P(first_i|second_i)) of codes (N, D) of N pairs: of all of the other kind in the batch each is to find
     its own partner, P(second_j|first_i) = softmaxⱼ(cos(first_i, second_j)/τ).
 
-    Like batch norm it sees the parts of `accumulate`, and processes, one by one.
+    Like batch norm it sees the parts of `accumulate` one by one, and the batches of all processes as a whole.
 
     Source: Radford et al. (2021), CLIP, arXiv:2103.00020, section 2.3, where τ is learnt.
     """
-    alike = F.normalize(first, dim=1) @ F.normalize(second, dim=1).T / temperature
+    first, second = (distributed.whole(F.normalize(codes, dim=1)) for codes in (first, second))
+    alike = first @ second.T / temperature
     partner = torch.arange(len(alike), device=alike.device)
     return (F.cross_entropy(alike, partner) + F.cross_entropy(alike.T, partner)) / 2

@@ -9,6 +9,7 @@ from games import GAMES, POINTS
 from torch import nn
 
 from ganzoo.data.base import Tensors
+from ganzoo.objectives import contrastive
 from ganzoo.training import distributed
 from ganzoo.training.loop import Trainer
 from ganzoo.variants import Networks, Regularizer, create
@@ -29,7 +30,7 @@ TECHNIQUES = (
 @dataclass
 class Hard(WGANGP):
     """WGAN-GP with one spectrally normalised group, batch norm in both networks, so that the penalty goes through batch
-    statistics, a lazy penalty, an average and a controller."""
+    statistics, a lazy penalty, a term of all pairs of a batch, an average and a controller."""
 
     batch: int = 8
     latent: int = 4
@@ -52,12 +53,16 @@ class Hard(WGANGP):
         (slope,) = torch.autograd.grad(networks.critic(x).sum(), x, create_graph=True)
         return slope.square().flatten(1).sum(1).mean(), {}
 
+    def partners(self, networks, draw, ops):
+        first, second = (networks.critic[:-2](images) for images in (draw.real(), networks.generator(draw.latents())))
+        return contrastive(first, second), {}
+
     def follow(self, networks, figures):
         networks.mean.lerp_(figures["wasserstein_estimate"], 0.5)
 
     def players(self, ops):
         players = super().players(ops)
-        lazy = {"r1": Regularizer(self.r1, every=2)}
+        lazy = {"r1": Regularizer(self.r1, every=2), "partners": Regularizer(self.partners)}
         players["critic"] = type(players["critic"])(
             **{**vars(players["critic"]), "regularizers": lazy, "after": self.follow}
         )
