@@ -121,6 +121,13 @@ def test_what_is_drawn_belongs_to_the_sample_however_the_batch_is_cut(images):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
+def test_what_is_drawn_belongs_to_the_sample_where_two_batches_are_shown_as_one():
+    labelled, options = ganzoo.data.open("ring", n=256), dict(TINY, techniques=("instance-noise:sigma=1",))
+    whole, cut = (Trainer(ganzoo.create("acgan", **options), labelled, seed=3, accumulate=parts) for parts in (1, 2))
+    for one, other in zip(run(whole, 2), run(cut, 2)):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
 def test_compiled_losses_train_alike():
     techniques = (
         "feature-matching historical-averaging instance-noise label-flips lazy-r1 minibatch-discrimination".split()

@@ -14,6 +14,6 @@ def as_one_batch(network, *batches):
         _TOGETHER.pop()
 
 
-def apart(x):
-    """Within a network: the batches that came as one, for a layer that compares the samples of each by themselves."""
-    return x.chunk(_TOGETHER[-1])
+def apart(function, x):
+    """Within a network: what a function makes of each of the batches that came as one, by itself."""
+    return torch.cat([function(batch) for batch in x.chunk(_TOGETHER[-1])])

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ganzoo.errors import ArgumentError, Error
+from ganzoo.networks.batches import apart
 from ganzoo.options import Checked, check_options
 from ganzoo.register import Register
 from ganzoo.variants.base import Variant
@@ -112,8 +113,8 @@ class Shown(Technique):
 
     def _seen(self, loss):
         def shown(networks, draw, ops):
-            def alter(x):
-                return self.alter(networks, x, draw, ops)
+            def alter(x):  # batches that come as one apart, so that each sample has the same draws however they are cut
+                return apart(lambda batch: self.alter(networks, batch, draw, ops), x)
 
             judges = {}
             for name in self.judges_of(networks):

@@ -62,7 +62,7 @@ class Amid(nn.Module):
             raise Error(
                 "minibatch-discrimination does not fit a discriminator that scores every step of a sample by itself."
             )
-        return self.layer(torch.cat([x, torch.cat([self.similarities(batch) for batch in apart(x)])], 1))
+        return self.layer(torch.cat([x, apart(self.similarities, x)], 1))
 
     def similarities(self, x):
         start = distributed.rank() * len(x)
