@@ -253,6 +253,28 @@ def test_a_class_that_is_rare_has_its_caption_and_one_that_is_not_there_is_misse
         Trainer(ganzoo.create("text-to-image", **options), rare(2), seed=1)
 
 
+def test_which_caption_a_class_has_does_not_depend_on_the_threads():
+    label = torch.arange(10_000) % 200
+    caption, found = label[:, None] + 200 * torch.randint(5, (10_000, 20)), []
+    fields = {"image": torch.zeros(10_000, 2), "label": label, "caption": caption}
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        data = Tensors("many", fields, 200)
+        data.vocabulary = tuple(map(str, range(1000)))
+        found.append(
+            Trainer(ganzoo.create("text-to-image", width=1, latent=2, batch=8), data, seed=1).networks.captions
+        )
+    assert torch.equal(*found) and torch.equal(found[0][:, 0] % 200, torch.arange(200))
+
+
+def test_captions_without_a_vocabulary_are_refused():
+    data = rare(3)
+    data.vocabulary = ()
+    sentence = "data must be captioned in the words of its vocabulary, got rare without one"
+    with pytest.raises(ganzoo.ArgumentError, match=sentence):
+        Trainer(ganzoo.create("text-to-image", width=1, latent=2, batch=8), data, seed=1)
+
+
 def test_a_caption_names_the_digit_that_it_is_beside():
     data = ganzoo.data.open("captioned-digits", split="test")
     batch = data.fetch(torch.arange(len(data)))

@@ -24,6 +24,8 @@ class Captioned(Variant):
 
     def text_encoder(self, data):
         """A network from captions (N, T), whole numbers, to codes (N, code)."""
+        if not data.vocabulary:
+            raise ArgumentError("data", "captioned in the words of its vocabulary", f"{data.name} without one")
         return TextEncoder(len(data.vocabulary), self.code)
 
     def no_captions(self, data):
@@ -38,8 +40,11 @@ class Captioned(Variant):
         counts = torch.zeros_like(networks.captions[:, 0])
         for _ in range(MOST_ROUNDS):
             batch = draw.batch(count=50 * len(counts))
-            networks.captions[batch["label"]] = batch["caption"]
-            counts += batch["label"].bincount(minlength=len(counts))
+            label, places = batch["label"], torch.arange(50 * len(counts), device=counts.device)
+            # the last of each class: of several that are written to one place, which one stays is up to threads
+            last = torch.full_like(counts, -1).scatter_reduce(0, label, places, "amax")
+            networks.captions[last >= 0] = batch["caption"][last[last >= 0]]
+            counts += label.bincount(minlength=len(counts))
             if counts.all():
                 break
         drawn, found = counts.sum(), counts.count_nonzero()
