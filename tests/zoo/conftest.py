@@ -39,7 +39,7 @@ TINY = {
     "stylegan": dict(width=4, depth=2, phase_steps=2, fade_steps=3),
     "stylegan2": dict(width=4, depth=2, r1_every=2, path_length_every=2),
     "stylegan3": dict(width=2, convolutions=3, margin=4, r1_every=2),
-    "stylegan-t": dict(width=4, depth=2, code=4, patch=4, pretraining=2),
+    "stylegan-t": dict(width=4, depth=2, code=4, patch=4, tokens=8, pretraining=2),
     "vae": dict(width=4),
     "aae": dict(width=4),
     "bigan": dict(width=4),

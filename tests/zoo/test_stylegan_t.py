@@ -26,7 +26,7 @@ def captioned():
 
 
 def small(captioned, **options):
-    tiny = dict(width=4, latent=6, code=4, patch=4, batch=16, pretraining=1, techniques=())
+    tiny = dict(width=4, latent=6, code=4, patch=4, tokens=8, batch=16, pretraining=1, techniques=())
     return Trainer(ganzoo.create("stylegan-t", **{**tiny, **options}), captioned, seed=1)
 
 
@@ -210,7 +210,7 @@ def test_goes_on_to_the_bit_from_the_middle_of_pretraining(captioned):
 
 
 def test_small_encoders_that_are_trained_here_tell_which_digit_a_caption_names(captioned):
-    trainer = small(captioned, width=8, code=16, patch=4, batch=64, pretraining=120)
+    trainer = small(captioned, tokens=16, code=16, patch=4, batch=64, pretraining=120)
     for _ in range(120):
         trainer.step()
     batch, networks = captioned.fetch(torch.arange(500)), trainer.networks
@@ -238,6 +238,27 @@ def test_hidden_patches_are_rebuilt_from_the_others_alone():
     torch.testing.assert_close(rebuilt, again)
     blocks = torch.stack([x[0, 0, :4, :4], x[1, 0, :4, 4:], x[1, 0, 4:, :4]]).flatten(1)
     torch.testing.assert_close(vit.rebuilding_error(x, hidden), (rebuilt[hidden] - blocks).square().mean())
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_quarter_of_each_image_is_hidden_however_the_batch_is_cut(captioned, parts, monkeypatch):
+    seen, layers = [], ViT.layers
+    monkeypatch.setattr(ViT, "layers", lambda *given: seen.append(given[2:]) or layers(*given))
+    trainer = Trainer(small(captioned, patch=2).variant, captioned, seed=1, accumulate=parts)
+    seen.clear()
+    found, draw = loss_of(trainer, "encoders")
+    hidden = torch.cat([given[0] for given in seen if given])
+    assert hidden.sum(1).tolist() == [4] * 16 and len(hidden.unique(dim=0)) > 8
+    whole = trainer.networks.vit.rebuilding_error(draw.real(), hidden)
+    torch.testing.assert_close(found["rebuilding"], whole.detach())
+
+
+@pytest.mark.parametrize("technique", ["discriminator-width:width=2", "prediction"])
+def test_what_is_done_to_the_discriminator_leaves_the_frozen_transformer_as_it_is(captioned, technique):
+    trainer = small(captioned, techniques=(technique,))
+    trainer.step(), trainer.step()
+    vit = [param.detach() for param in trainer.networks.vit.parameters()]
+    torch.testing.assert_close(trainer._previous.get("vit", vit), vit, rtol=0, atol=0)
 
 
 class PublicText(nn.Module):

@@ -70,4 +70,4 @@ class ViT(nn.Module):
         """
         patches = self.in_patches(x)
         rebuilt = self.pixels(self.layers(patches, hidden)[-1][:, 1:])
-        return ((rebuilt - patches).square().mean(2) * hidden).sum() / hidden.sum().clamp(min=1)
+        return ((rebuilt - patches).square().mean(2) * hidden).sum() / hidden.sum()

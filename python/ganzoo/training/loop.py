@@ -244,6 +244,8 @@ class Trainer:
     def _play(self, plan, update, draw):
         """What a plan, whose first update has this number, does to the tensors of the training; it changes nothing else, so
         that a CUDA graph can hold all of it."""
+        moving = {network for turn in plan for name, _ in turn for network in self._players[name].networks}
+        self._remember(self._previous.keys() - moving)  # what does not move in this step is seen where it is
         figures = {}
         for turn in plan:
             moves = []
@@ -321,10 +323,7 @@ class Trainer:
     def _update(self, name, figures):
         """One step of a player's optimiser with the gradients that are in its parameters."""
         player, optimizer, scaler = self._players[name], self._optimizers[name], self._scalers[name]
-        for network in player.networks:
-            if network in self._previous:
-                weights = [param.detach() for param in getattr(self.networks, network).parameters()]
-                torch._foreach_copy_(self._previous[network], weights)
+        self._remember(self._previous.keys() & set(player.networks))
         distributed.average([param.grad for param in self._params[name] if param.grad is not None])
         if self._graphs:
             step_where_finite(scaler, optimizer, self._averaged[name])
@@ -335,6 +334,12 @@ class Trainer:
             distributed.average(list(figures.values()))
             with torch.no_grad():
                 player.after(self.networks, figures)
+
+    def _remember(self, networks):
+        """Where networks that are seen ahead of themselves stand before they move."""
+        for network in networks:
+            weights = [param.detach() for param in getattr(self.networks, network).parameters()]
+            torch._foreach_copy_(self._previous[network], weights)
 
     def retry(self, attempt):
         """Draw other random numbers from here on: the same ones would lead to the same end."""

@@ -83,7 +83,8 @@ class Player:
         regularizers: lazy terms by name.
         unroll: names of players and how many of their updates its loss sees ahead: their losses are stepped by
             differentiable copies of their optimisers, and gradients flow through those steps.
-        lookahead: names of networks that its loss sees at w + (w − w₋), w₋ being the weights before their last update.
+        lookahead: names of networks that its loss sees at w + (w − w₋), w₋ being the weights before their last update; in a step in
+            which they do not move, at w.
         after: `after(networks, figures)` follows its update; for controllers. The figures are those of the whole batch.
     """
 

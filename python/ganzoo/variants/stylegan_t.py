@@ -51,6 +51,8 @@ class StyleGANT(Styled, Captioned):
     """File of a network saved in the same way: captions (N, T), numbers of words, to codes (N, code)."""
     patch: Count = 2
     """Sides of the small transformer's patches, in pixels."""
+    tokens: Count = 32
+    """Width of the small transformer's tokens."""
     guidance_weight: NotNegative = 0.2
     """λ, the weight of the angle between the codes of image and caption."""
     ema: Decay = 0.99
@@ -77,7 +79,7 @@ class StyleGANT(Styled, Captioned):
 
     def image_encoder(self, data, ops):
         if not self.vit:
-            return ViT(data.shape, 2 * self.width, self.code, self.patch, ops)
+            return ViT(data.shape, self.tokens, self.code, self.patch, ops)
 
         def fits(results):
             code, *layers = results
@@ -100,7 +102,9 @@ class StyleGANT(Styled, Captioned):
         contrast = contrastive(vit(x)[0], networks.text(batch["caption"]))
         if self.vit:
             return contrast, {}
-        rebuilding = vit.rebuilding_error(x, draw.uniform(vit.patches) < HIDDEN)
+        # as many of each image, so that the error is a mean over images
+        hidden = draw.uniform(vit.patches).argsort(1) < HIDDEN * vit.patches
+        rebuilding = vit.rebuilding_error(x, hidden)
         return contrast + rebuilding, {"contrast": contrast, "rebuilding": rebuilding}
 
     def discriminator_loss(self, networks, draw, ops):
