@@ -122,7 +122,9 @@ def _single_image_figures(samples, data, extractor, device):
     _check_finite(samples)
     extractor = make_extractor(extractor, data, device) if isinstance(extractor, str) else extractor
     if not hasattr(extractor, "places"):
-        raise Error(f"the {extractor.name} has no features of the places of an image; pixels and inception have.")
+        raise Error(
+            f"the extractor {extractor.name} has no features of the places of an image; pixels and inception have."
+        )
     size, image = tuple(samples.shape[2:]), data.fetch(torch.zeros(1, dtype=torch.int64))["image"].cpu()
     image = F.interpolate(image, size=size, mode="bicubic", antialias=True)
     with torch.no_grad():

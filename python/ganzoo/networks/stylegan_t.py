@@ -27,7 +27,8 @@ class SecondOrder(nn.Module):
 
 
 class Residual(nn.Module):
-    """x + γ·conv(group norm(x)), the norm over 16 channels together, γ a number per channel that starts at nearly nought."""
+    """x + γ·conv(group norm(x)), the norm over 16 channels together, or the most that divide 16 and theirs, γ a number per
+    channel that starts at nearly nought."""
 
     def __init__(self, ops, conv, channels):
         super().__init__()
