@@ -8,6 +8,7 @@
 
 #include "../common.h"
 #include "exponentials.h"
+#include "pages.h"
 #include "stream.h"
 #include "vec.h"
 
@@ -596,7 +597,7 @@ Tensor bias_act(const Tensor& x_, const Maybe& scale, const Maybe& noise, const 
   const char* op = "bias_act";
   check(op, x_, scale, noise, b, act, clamp);
   const Tensor x = planes_or_rows(x_);
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = on_huge_pages(torch::stable::empty_like(x));
   dispatch_floating(op, x.scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;
     const Layout layout = layout_of(x, scale || noise_samples(x, noise) == 1);
@@ -626,7 +627,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bias_act_bwd(const Tensor& grad_, con
   check_cpu(op, "grad", grad_);
   check_same_shape(op, "grad", grad_, "saved", saved_);
   const Tensor saved = planes_or_rows(saved_), grad = in_layout_of(saved, grad_);
-  Tensor dx = torch::stable::empty_like(saved);
+  Tensor dx = on_huge_pages(torch::stable::empty_like(saved));
   const SideOutputs out(saved, scale, noise, b);
   dispatch_floating(op, saved.scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;
@@ -681,8 +682,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bias_act_bwd_bwd(
   GK_CHECK(scale || !v_scale, op, ": v_scale must be absent where scale is");
   const bool from_y = keeps_y(scale, act, alpha), straight = from_y && is_piecewise_linear(act);
   const Tensor saved = planes_or_rows(saved_), grad = straight ? grad_ : in_layout_of(saved, grad_), v = in_layout_of(saved, v_);
-  Tensor d_grad = torch::stable::empty_like(saved);
-  Tensor d_saved = straight ? torch::stable::new_empty(saved, std::vector<int64_t>{0}) : torch::stable::empty_like(saved);
+  Tensor d_grad = on_huge_pages(torch::stable::empty_like(saved));
+  Tensor d_saved = straight ? torch::stable::new_empty(saved, std::vector<int64_t>{0})
+                            : on_huge_pages(torch::stable::empty_like(saved));
   const Maybe of_x = std::nullopt;
   const SideOutputs out(saved, scale, from_y ? of_x : noise, from_y ? of_x : b);
   dispatch_floating(op, saved.scalar_type(), [&]<class T>() {

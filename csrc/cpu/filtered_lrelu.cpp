@@ -1,6 +1,7 @@
 // Upsample, activate, downsample: rows of the upsampled image are computed when a row of the result asks for them, activated,
 // and kept while rows of the result still need them, in a ring of as many rows as the second filter has taps.
 #include "../filtered_lrelu.h"
+#include "pages.h"
 #include "resample.h"
 
 namespace gankernels {
@@ -10,23 +11,23 @@ constexpr int64_t kBand = 131072;  // numbers of the result: bands compute the r
 
 // row = clamp(gain leaky_relu(row)), and with kCodes what its derivative was.
 template <bool kCodes, class A>
-GK_INLINE void activate(A* __restrict row, uint8_t* __restrict codes, A gain, A slope_gain, A clamp, int64_t n) {
+GK_MULTIVERSION void activate(A* __restrict row, uint8_t* __restrict codes, A gain, A slope_gain, A clamp, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     const bool positive = row[i] > 0;
-    const A value = row[i] * (positive ? gain : slope_gain);
+    const A value = row[i] * (positive ? gain : slope_gain), below = value > clamp ? clamp : value;
+    row[i] = below < -clamp ? -clamp : below;
     const bool clamped = value > clamp || value < -clamp;
-    row[i] = clamped ? (value > 0 ? clamp : -clamp) : value;
     if (kCodes) codes[i] = uint8_t((positive ? 0 : kNegative) | (clamped ? kClamped : 0));
   }
 }
 
 template <class A>
-GK_INLINE void multiply(A* __restrict row, const uint8_t* codes, A gain, A slope_gain, int64_t n) {
+GK_MULTIVERSION void multiply(A* __restrict row, const uint8_t* codes, A gain, A slope_gain, int64_t n) {
   for (int64_t i = 0; i < n; ++i) row[i] *= codes[i] & kClamped ? A(0) : codes[i] & kNegative ? slope_gain : gain;
 }
 
 // Four pixels to a byte; `bytes` counts pixels of the mask.
-GK_INLINE void pack(const uint8_t* codes, uint8_t* __restrict mask, Pixels bytes) {
+GK_MULTIVERSION void pack(const uint8_t* codes, uint8_t* __restrict mask, Pixels bytes) {
   if (bytes.block == 1) {
     const auto* words = reinterpret_cast<const uint32_t*>(codes);
     for (int64_t i = 0; i < bytes.count; ++i)
@@ -39,7 +40,7 @@ GK_INLINE void pack(const uint8_t* codes, uint8_t* __restrict mask, Pixels bytes
       mask[c] = uint8_t(codes[c] | codes[pixel + c] << 2 | codes[2 * pixel + c] << 4 | codes[3 * pixel + c] << 6);
 }
 
-GK_INLINE void unpack(const uint8_t* mask, uint8_t* __restrict codes, Pixels bytes) {
+GK_MULTIVERSION void unpack(const uint8_t* mask, uint8_t* __restrict codes, Pixels bytes) {
   if (bytes.block == 1) {
     auto* words = reinterpret_cast<uint32_t*>(codes);
     for (int64_t i = 0; i < bytes.count; ++i) {
@@ -70,8 +71,8 @@ struct Own {
   std::vector<uint32_t> codes;  // of a row of the upsampled image
 };
 
-template <int kBytes, class T, class A, class Middle>
-GK_INLINE void resample_band(Own<T, A>& own, const Plan<A>& up, const Plan<A>& down, T* out, const Rows& rows,
+template <class T, class A, class Middle>
+void resample_band(Own<T, A>& own, const Plan<A>& up, const Plan<A>& down, T* out, const Rows& rows,
                              const Middle& middle, int64_t sample, int64_t channel, int64_t first, int64_t last) {
   own.load.begin(sample, channel);
   own.up.forget();
@@ -79,15 +80,15 @@ GK_INLINE void resample_band(Own<T, A>& own, const Plan<A>& up, const Plan<A>& d
   own.upsampled.forget();
   const int64_t begin = first == 0 ? 0 : first * down.y.down - down.y.pad;
   const int64_t end = last == rows.height ? up.y.out : last * down.y.down - down.y.pad;
-  const int64_t block = up.channels, width = up.x.out * block;
-  const auto upsampled = [&](int64_t begin_row, int64_t count) GK_INLINE_LAMBDA {
-    return own.upsampled(begin_row, count, [&](int64_t u, int64_t count, A* row) GK_INLINE_LAMBDA {
-      own.up.template rows<kBytes>(u, u + count, own.load, row, width, {up.x.out, block, block, block});
+  const int64_t block = up.channels, width = own.upsampled.stride();
+  const auto upsampled = [&](int64_t begin_row, int64_t count) {
+    return own.upsampled(begin_row, count, [&](int64_t u, int64_t count, A* row) {
+      own.up.rows(u, u + count, own.load, row, width, {up.x.out, block, block, block});
       for (const int64_t end_row = u + count; u < end_row; ++u, row += width)
         middle(row, reinterpret_cast<uint8_t*>(own.codes.data()), sample, channel, u, begin <= u && u < end);
     });
   };
-  own.down.template rows<kBytes>(first, last, upsampled, out + rows.at(sample, channel, first), rows.width * rows.stride,
+  own.down.rows(first, last, upsampled, out + rows.at(sample, channel, first), rows.width * rows.stride,
                                  rows.pixels(channel));
 }
 
@@ -107,9 +108,7 @@ void resample(const Tensor& x, const A* bias, const Plan<A>& up, const Plan<A>& 
                      std::vector<uint32_t>(ceil_div(up.x.out, 4) * block)};
   };
   for_each_band(rows, kBand, make, [&](Own<T, A>& own, int64_t sample, int64_t channel, int64_t first, int64_t last) {
-    with_registers([&]<int kBytes>() GK_INLINE_LAMBDA {
-      resample_band<kBytes>(own, up, down, mutable_data<T>(out), rows, middle, sample, channel, first, last);
-    });
+    resample_band(own, up, down, mutable_data<T>(out), rows, middle, sample, channel, first, last);
   });
 }
 
@@ -122,7 +121,7 @@ std::tuple<Tensor, Tensor> filtered_lrelu(const Tensor& x_, const Tensor& fu, co
   if (b) check_cpu(op, "b", *b);
   const FilteredSizes sizes = filtered_sizes(op, x_, fu, fd, b, up, down, padding, clamp);
   const auto [x, channels_last] = images_of(x_);
-  Tensor y = empty_images(x, {x.size(0), x.size(1), sizes.height.out, sizes.width.out}, channels_last);
+  Tensor y = on_huge_pages(empty_images(x, {x.size(0), x.size(1), sizes.height.out, sizes.width.out}, channels_last));
   Tensor mask = empty_mask(x, sizes, channels_last, save_mask);
   dispatch_floating(op, x.scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;
@@ -138,7 +137,7 @@ std::tuple<Tensor, Tensor> filtered_lrelu(const Tensor& x_, const Tensor& fu, co
     }
     const std::optional<Rows> bytes = save_mask ? std::optional<Rows>({mask, channels_last, block}) : std::nullopt;
     const A most = clamp ? A(*clamp) : std::numeric_limits<A>::infinity(), low = A(gain * slope);
-    const auto middle = [&](A* row, uint8_t* codes, int64_t sample, int64_t channel, int64_t u, bool owned) GK_INLINE_LAMBDA {
+    const auto middle = [&](A* row, uint8_t* codes, int64_t sample, int64_t channel, int64_t u, bool owned) {
       if (!save_mask || !owned) return activate<false>(row, codes, A(gain), low, most, n);
       activate<true>(row, codes, A(gain), low, most, n);
       pack(codes, mutable_data<uint8_t>(mask) + bytes->at(sample, channel, u), bytes->pixels(channel));
@@ -158,7 +157,7 @@ Tensor filtered_lrelu_bwd(const Tensor& grad_, const Tensor& mask_, const Tensor
   const FilteredSizes sizes = masked_sizes(op, grad_, mask_, fu, fd, up, down, padding, middle_size, size);
   const auto [mask, channels_last] = images_of(mask_);
   const Tensor grad = in_format(grad_, channels_last);
-  Tensor out = empty_images(grad, {grad.size(0), grad.size(1), sizes.height.out, sizes.width.out}, channels_last);
+  Tensor out = on_huge_pages(empty_images(grad, {grad.size(0), grad.size(1), sizes.height.out, sizes.width.out}, channels_last));
   dispatch_floating(op, grad.scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;
     const auto [across, along] = sizes.up_axes();
@@ -167,7 +166,7 @@ Tensor filtered_lrelu_bwd(const Tensor& grad_, const Tensor& mask_, const Tensor
     const Plan<A> upsample(across, along, Filter<A>(as_contiguous(fu), flip_filter, 1), block);
     const Plan<A> downsample(down_across, down_along, Filter<A>(as_contiguous(fd), flip_filter, 1), block);
     const Rows bytes(mask, channels_last, block);
-    const auto middle = [&](A* row, uint8_t* codes, int64_t sample, int64_t channel, int64_t u, bool) GK_INLINE_LAMBDA {
+    const auto middle = [&](A* row, uint8_t* codes, int64_t sample, int64_t channel, int64_t u, bool) {
       unpack(data<uint8_t>(mask) + bytes.at(sample, channel, u), codes, bytes.pixels(channel));
       multiply(row, codes, A(gain), A(gain * slope), n);
     };

@@ -1,6 +1,7 @@
 // y = x Φ(x), Φ the normal distribution function or its form in tanh, and its first and second derivative: one pass each.
 #include "../common.h"
 #include "exponentials.h"
+#include "pages.h"
 #include "vec.h"
 
 namespace gankernels {
@@ -128,7 +129,7 @@ void for_each_element(const char* op, const Tensor& x, bool tanh_form, const Bod
 
 Tensor gelu(const Tensor& x_, bool tanh_form) {
   const Tensor x = dense(x_);
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = on_huge_pages(torch::stable::empty_like(x));
   for_each_element("gelu", x, tanh_form, [&]<bool form, class T>(int64_t at, int64_t n) {
     gelu_chunk<form>(data<T>(x) + at, mutable_data<T>(y) + at, n);
   });
@@ -140,7 +141,7 @@ Tensor gelu_bwd(const Tensor& grad_, const Tensor& x_, bool tanh_form) {
   check_cpu(op, "grad", grad_);
   check_same_shape(op, "grad", grad_, "x", x_);
   const Tensor x = dense(x_), grad = in_layout_of(x, grad_);
-  Tensor out = torch::stable::empty_like(x);
+  Tensor out = on_huge_pages(torch::stable::empty_like(x));
   for_each_element(op, x, tanh_form, [&]<bool form, class T>(int64_t at, int64_t n) {
     gelu_bwd_chunk<form>(data<T>(grad) + at, data<T>(x) + at, mutable_data<T>(out) + at, n);
   });
@@ -154,7 +155,7 @@ std::tuple<Tensor, Tensor> gelu_bwd_bwd(const Tensor& grad_grad_, const Tensor& 
   check_same_shape(op, "grad", grad_, "x", x_);
   check_same_shape(op, "grad_grad", grad_grad_, "x", x_);
   const Tensor x = dense(x_), grad = in_layout_of(x, grad_), v = in_layout_of(x, grad_grad_);
-  Tensor grad_out = torch::stable::empty_like(x), x_out = torch::stable::empty_like(x);
+  Tensor grad_out = on_huge_pages(torch::stable::empty_like(x)), x_out = on_huge_pages(torch::stable::empty_like(x));
   for_each_element(op, x, tanh_form, [&]<bool form, class T>(int64_t at, int64_t n) {
     gelu_bwd_bwd_chunk<form>(data<T>(v) + at, data<T>(grad) + at, data<T>(x) + at, mutable_data<T>(grad_out) + at,
                              mutable_data<T>(x_out) + at, n);

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "../common.h"
+#include "pages.h"
 #include "vec.h"
 
 namespace gankernels {
@@ -109,7 +110,7 @@ Tensor grad_norm_penalty_bwd(const Tensor& grad, const Tensor& grads_, const Ten
   check_bwd(op, grad, grads_, norms_);
   const Tensor grads = samples_first(grads_), norms = as_contiguous(norms_);
   const int64_t samples = grads.size(0), length = grads.numel() / samples;
-  Tensor out = torch::stable::empty_like(grads);
+  Tensor out = on_huge_pages(torch::stable::empty_like(grads));
   dispatch_floating(op, grads.scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;
     const double scale = 2.0 / samples * *data<A>(grad);
@@ -131,7 +132,7 @@ std::tuple<Tensor, Tensor> grad_norm_penalty_bwd_bwd(const Tensor& grad_grads_, 
   const Tensor grads = samples_first(grads_), v = in_layout_of(grads, grad_grads_), norms = as_contiguous(norms_);
   const int64_t samples = grads.size(0), length = grads.numel() / samples;
   Tensor grad_out = torch::stable::new_empty(grads, std::vector<int64_t>{}, grad.scalar_type());
-  Tensor grads_out = torch::stable::empty_like(grads);
+  Tensor grads_out = on_huge_pages(torch::stable::empty_like(grads));
   dispatch_floating(op, grads.scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;
     const auto dots = sample_dots<T>(grads, v, samples, length);

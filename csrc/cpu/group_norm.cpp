@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "../common.h"
+#include "pages.h"
 #include "vec.h"
 
 namespace gankernels {
@@ -481,7 +482,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm(const Tensor& x_, const optional<T
     return by_stock("aten::native_group_norm", x, groups, eps, x, optional<Tensor>(weight), optional<Tensor>(bias));
   const Layout layout = layout_of(x, groups);
   const std::array<int64_t, 2> statistics{x.size(0), groups};
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = on_huge_pages(torch::stable::empty_like(x));
   Tensor mean_ = torch::stable::new_zeros(x, statistics, accumulate_type(x.scalar_type()));
   Tensor rstd_ = torch::stable::new_zeros(x, statistics, accumulate_type(x.scalar_type()));
   dispatch_floating(op, x.scalar_type(), [&]<class T>() {
@@ -563,7 +564,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_bwd(const Tensor& grad_, const Ten
     return {of_x ? gx : absent, of_parameters ? gw : per_channel_output(x, false), of_parameters ? gb : per_channel_output(x, false)};
   }
   const Layout layout = layout_of(x, groups);
-  Tensor x_out = of_x ? torch::stable::empty_like(x) : torch::stable::new_empty(x, none);
+  Tensor x_out = of_x ? on_huge_pages(torch::stable::empty_like(x)) : torch::stable::new_empty(x, none);
   Tensor w_out = per_channel_output(x, of_parameters), b_out = per_channel_output(x, of_parameters);
   dispatch_floating(op, x.scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;
@@ -658,7 +659,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_bwd_bwd(const Tensor& v_, const op
   const Tensor x = planes_or_rows(x_), grad = in_layout_of(x, grad_), v = in_layout_of(x, v_);
   const Tensor weight = per_channel(weight_, x, 1), v_weight = per_channel(v_weight_, x, 0), v_bias = per_channel(v_bias_, x, 0);
   const Layout layout = layout_of(x, groups);
-  Tensor grad_out = torch::stable::empty_like(x), x_out = torch::stable::empty_like(x);
+  Tensor grad_out = on_huge_pages(torch::stable::empty_like(x)), x_out = on_huge_pages(torch::stable::empty_like(x));
   Tensor w_out = per_channel_output(x, of_weight);
   dispatch_floating(op, x.scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;

@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "../common.h"
+#include "pages.h"
 #include "vec.h"
 
 namespace gankernels {
@@ -64,7 +65,7 @@ Tensor interpolate(const Tensor& real_, const Tensor& fake_, const Tensor& eps_)
   check_same_shape(op, "fake", fake_, "real", real_);
   check_eps(op, eps_, real_);
   const Tensor real = samples_first(real_), fake = in_layout_of(real, fake_), eps = as_contiguous(eps_);
-  Tensor x = torch::stable::empty_like(real);
+  Tensor x = on_huge_pages(torch::stable::empty_like(real));
   const int64_t samples = x.size(0), length = samples ? x.numel() / samples : 0;
   dispatch_floating(op, x.scalar_type(), [&]<class T>() {
     for_each_chunk(samples, length, [&](int64_t i, int64_t begin, int64_t end) {
@@ -94,7 +95,7 @@ std::tuple<Tensor, Tensor, Tensor> interpolate_bwd(const Tensor& grad_, const Te
     fake = in_layout_of(grad, *fake_);
   }
   const int64_t samples = grad.size(0), length = samples ? grad.numel() / samples : 0, per_sample = chunks_of(length);
-  Tensor real_grad = torch::stable::empty_like(grad), fake_grad = torch::stable::empty_like(grad);
+  Tensor real_grad = on_huge_pages(torch::stable::empty_like(grad)), fake_grad = on_huge_pages(torch::stable::empty_like(grad));
   Tensor eps_grad = torch::stable::new_empty(eps, std::vector<int64_t>{of_eps ? samples : 0});
   std::vector<double> partial(samples * per_sample);
   dispatch_floating(op, grad.scalar_type(), [&]<class T>() {

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "../common.h"
+#include "pages.h"
 #include "vec.h"
 
 namespace gankernels {
@@ -140,7 +141,7 @@ Tensor minibatch_stddev_bwd(const Tensor& grad_, const Tensor& x_, int64_t group
   check_cpu(op, "x", x_);
   check_grad(op, grad_, x_, layout);
   const Tensor x = grouped(x_, num_channels), grad = as_contiguous(grad_);
-  Tensor out = torch::stable::empty_like(x);
+  Tensor out = on_huge_pages(torch::stable::empty_like(x));
   dispatch_floating(op, x.scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;
     for_each_slot(layout, [&](int64_t row, int64_t, int64_t at, int64_t n) {
@@ -161,7 +162,7 @@ std::tuple<Tensor, Tensor> minibatch_stddev_bwd_bwd(const Tensor& grad_grad_, co
   check_same_shape(op, "grad_grad", grad_grad_, "x", x_);
   check_grad(op, grad_, x_, layout);
   const Tensor x = grouped(x_, num_channels), v = in_layout_of(x, grad_grad_), grad = as_contiguous(grad_);
-  Tensor grad_out = torch::stable::new_empty(grad, grad.sizes()), x_out = torch::stable::empty_like(x);
+  Tensor grad_out = torch::stable::new_empty(grad, grad.sizes()), x_out = on_huge_pages(torch::stable::empty_like(x));
   std::vector<double> partial(slots_of(layout));
   dispatch_floating(op, x.scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;

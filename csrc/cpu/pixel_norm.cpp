@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "../common.h"
+#include "pages.h"
 #include "vec.h"
 
 namespace gankernels {
@@ -136,7 +137,7 @@ Tensor pixel_norm(const Tensor& x_, double eps) {
   const char* op = "pixel_norm";
   check(op, x_, eps);
   const Tensor x = planes_or_rows(x_);
-  Tensor y = torch::stable::empty_like(x);
+  Tensor y = on_huge_pages(torch::stable::empty_like(x));
   dispatch_floating(op, x.scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;
     for_each_tile(layout_of(x), [&](const Tile& tile) {
@@ -155,7 +156,7 @@ Tensor pixel_norm_bwd(const Tensor& grad_, const Tensor& x_, double eps) {
   check_cpu(op, "grad", grad_);
   check_same_shape(op, "grad", grad_, "x", x_);
   const Tensor x = planes_or_rows(x_), grad = in_layout_of(x, grad_);
-  Tensor out = torch::stable::empty_like(x);
+  Tensor out = on_huge_pages(torch::stable::empty_like(x));
   dispatch_floating(op, x.scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;
     for_each_tile(layout_of(x), [&](const Tile& tile) {
@@ -179,7 +180,7 @@ std::tuple<Tensor, Tensor> pixel_norm_bwd_bwd(const Tensor& grad_grad_, const Te
   check_same_shape(op, "grad", grad_, "x", x_);
   check_same_shape(op, "grad_grad", grad_grad_, "x", x_);
   const Tensor x = planes_or_rows(x_), grad = in_layout_of(x, grad_), v = in_layout_of(x, grad_grad_);
-  Tensor grad_out = torch::stable::empty_like(x), x_out = torch::stable::empty_like(x);
+  Tensor grad_out = on_huge_pages(torch::stable::empty_like(x)), x_out = on_huge_pages(torch::stable::empty_like(x));
   dispatch_floating(op, x.scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;
     for_each_tile(layout_of(x), [&](const Tile& tile) {

@@ -1,8 +1,6 @@
-// Resampling row by row, as sums of shifted rows: an output row is a sum of input rows, and its columns of one phase are a sum of
-// that row, shifted by one pixel after the other. Inserted zeros are never multiplied, and all that lies between input and
-// output is a few rows in the cache. A pixel is `channels` numbers: 1 in a plane, a block of channels in channels_last.
-// A row is short, so everything from here down to a sum is inlined into one loop over the rows of a band, which has a clone per
-// instruction set.
+// Resampling row by row: an output row is a sum of input rows, and its columns of one phase are a sum of that row, shifted by one
+// pixel after the other (`fir.h`). Inserted zeros are never multiplied, and all that lies between input and output is a few rows
+// in the cache. A pixel is `channels` numbers: 1 in a plane, a block of channels in channels_last.
 #pragma once
 
 #include <cmath>
@@ -11,107 +9,51 @@
 #include <numeric>
 
 #include "../resample.h"
+#include "fir.h"
 #include "vec.h"
 
 namespace gankernels {
 namespace {
 
-// body.operator()<V, kCount>(i) for blocks of kCount registers V, from the number i on, that cover n numbers. Blocks may overlap;
-// where a register is too wide, V is a number.
-template <class A, int kBytes, class Body>
-GK_INLINE void in_blocks(int64_t n, const Body& body) {
-  using V = register_of<A, kBytes>;
-  constexpr int64_t one = kBytes / sizeof(A), two = 2 * one;
-  if (n >= two)
-    for (int64_t i = 0; i < n; i += two) body.template operator()<V, 2>(std::min(i, n - two));
-  else if (n >= one)
-    for (int64_t i = 0; i < n; i += one) body.template operator()<V, 1>(std::min(i, n - one));
-  else
-    for (int64_t i = 0; i < n; ++i) body.template operator()<A, 1>(i);
-}
+// Memory that starts with a cache line, of zeros.
+template <class A>
+class Lines {
+ public:
+  explicit Lines(int64_t size = 0) : lines_(ceil_div(size, kLine)) {}
+  A* data() { return reinterpret_cast<A*>(lines_.data()); }
 
-// sum[m] += weight * the m-th register from `row` on
-template <class A, class V, int kCount>
-GK_INLINE void add(V (&sum)[kCount], A weight, const A* row) {
-  for (int m = 0; m < kCount; ++m) {
-    V value;
-    std::memcpy(&value, row + m * (sizeof(V) / sizeof(A)), sizeof(V));
-    sum[m] += weight * value;
-  }
-}
+  static constexpr int64_t kLine = 64 / sizeof(A);
+  static int64_t whole(int64_t size) { return ceil_div(size, kLine) * kLine; }
 
-template <class A, class T, class V>
-GK_INLINE void store(T* out, const V& value) {
-  if constexpr (std::is_same_v<T, A>) {
-    std::memcpy(out, &value, sizeof(V));
-  } else if constexpr (std::is_same_v<T, bfloat16_t> && !std::is_same_v<V, A>) {
-    using Bits = register_of<uint32_t, sizeof(V)>;
-    Bits bits;  // rounded to even, and a NaN stays one
-    std::memcpy(&bits, &value, sizeof(V));
-    bits = value == value ? bits + 0x7fff + (bits >> 16 & 1) : bits | 0x400000;
-    const auto halves = __builtin_convertvector(bits >> 16, register_of<uint16_t, sizeof(V) / 2>);
-    std::memcpy(out, &halves, sizeof(halves));
-  } else {
-    A numbers[sizeof(V) / sizeof(A)];
-    std::memcpy(numbers, &value, sizeof(V));
-    for (size_t l = 0; l < sizeof(V) / sizeof(A); ++l) out[l] = T(numbers[l]);
-  }
-}
+ private:
+  struct alignas(64) Line {
+    A numbers[kLine];
+  };
+  std::vector<Line> lines_;
+};
 
-template <class A, class T, class V, int kCount>
-GK_INLINE void store(T* out, const V (&values)[kCount]) {
-  for (int m = 0; m < kCount; ++m) store<A>(out + m * (sizeof(V) / sizeof(A)), values[m]);
-}
-
-// out = the numbers of a and b in turn.
-template <class A, class T, class V>
-GK_INLINE void store_in_turn(T* out, const V& a, const V& b) {
-  if constexpr (std::is_same_v<V, A>) {
-    out[0] = T(a), out[1] = T(b);
-  } else {
-    constexpr int lanes = sizeof(V) / sizeof(A);
-    [&]<int... l>(std::integer_sequence<int, l...>) GK_INLINE_LAMBDA {
-      store<A>(out, __builtin_shufflevector(a, b, (l % 2 * lanes + l / 2)...));
-      store<A>(out + lanes, __builtin_shufflevector(a, b, (l % 2 * lanes + lanes / 2 + l / 2)...));
-    }(std::make_integer_sequence<int, lanes>());
-  }
-}
-
-// even, odd = the numbers of a block in turn.
-template <class A, class V, int kCount>
-GK_INLINE void store_apart(A* even, A* odd, const V (&values)[kCount]) {
-  constexpr int lanes = sizeof(V) / sizeof(A);
-  if constexpr (kCount == 2 && lanes > 1) {
-    [&]<int... l>(std::integer_sequence<int, l...>) GK_INLINE_LAMBDA {
-      store<A>(even, __builtin_shufflevector(values[0], values[1], (2 * l)...));
-      store<A>(odd, __builtin_shufflevector(values[0], values[1], (2 * l + 1)...));
-    }(std::make_integer_sequence<int, lanes>());
-  } else {
-    A numbers[kCount * lanes];
-    store<A>(numbers, values);
-    for (int l = 0; l < kCount * lanes; ++l) (l % 2 ? odd : even)[l / 2] = numbers[l];
-  }
-}
-
-// Consecutive rows, `stride` numbers apart.
+// Consecutive rows, `stride` numbers apart, in a cache or in memory.
 template <class A>
 struct RowsAt {
   const A* first;
   int64_t stride;
-  RowsAt at(int64_t i) const { return {first + i * stride, stride}; }
+  bool in_memory = false;
+  const A* at(int64_t i) const { return first + i * stride; }
 };
 
 // Rows of which the last few are asked for again and again, in consecutive memory.
 template <class A>
 class Window {
  public:
-  Window(int64_t row, int64_t most) : row_(row), capacity_(2 * most), memory_(capacity_ * row) {}
+  Window(int64_t row, int64_t most) : row_(Lines<A>::whole(row)), capacity_(2 * most), memory_(capacity_ * row_) {}
 
   void forget() { begin_ = end_ = 0; }
 
-  // Rows from `first` on, at most as many as announced; fill(i, count, to) makes rows from i on.
+  int64_t stride() const { return row_; }
+
+  // Rows from `first` on, at most as many as announced; fill(i, count, to) makes rows from i on, `stride` apart.
   template <class Fill>
-  GK_INLINE RowsAt<A> operator()(int64_t first, int64_t count, const Fill& fill) {
+  RowsAt<A> operator()(int64_t first, int64_t count, const Fill& fill) {
     if (first < begin_ || first > end_) begin_ = end_ = first;
     if (first + count - begin_ > capacity_) {
       std::copy(at(first), at(end_), memory_.data());
@@ -128,7 +70,7 @@ class Window {
   A* at(int64_t i) { return memory_.data() + (i - begin_) * row_; }
 
   int64_t row_, capacity_, begin_ = 0, end_ = 0;
-  std::vector<A> memory_;
+  Lines<A> memory_;
 };
 
 // Where the channels of a row lie: in memory pixels are `stride` apart, here `block`, of which `channels` are in use.
@@ -139,7 +81,7 @@ struct Pixels {
 
 // A row of x in the type of the sums, with the bias of each channel.
 template <class T, class A>
-GK_INLINE void load_row(const T* x, A* __restrict row, const A* bias, Pixels pixels) {
+GK_MULTIVERSION void load_row(const T* x, A* __restrict row, const A* bias, Pixels pixels) {
   if (pixels.dense() && (!bias || pixels.channels == 1)) {
     const A b = bias ? bias[0] : A(0);
     for (int64_t i = 0; i < pixels.count * pixels.channels; ++i) row[i] = A(x[i]) + b;
@@ -186,27 +128,38 @@ struct Filter {
   }
 };
 
+// Rows of the output in the type of the sums, to where they belong.
+template <class A, class T>
+GK_MULTIVERSION void store_rows(const A* rows, int64_t step, int64_t count, T* __restrict out, int64_t out_step, Pixels pixels) {
+  const bool dense = pixels.dense();
+  const int64_t n = dense ? pixels.count * pixels.channels : pixels.channels, parts = dense ? 1 : pixels.count;
+  for (int64_t r = 0; r < count; ++r, rows += step, out += out_step)
+    for (int64_t p = 0; p < parts; ++p)
+      for (int64_t i = 0; i < n; ++i) out[p * pixels.stride + i] = T(rows[p * pixels.block + i]);
+}
+
 // How rows of one size become rows of another; the same for all images, and read-only.
 template <class A>
 struct Plan {
-  // An output row sums `count` input rows from `first` on with taps tap, tap + up, ... `first` never falls.
+  // An output row sums `count` input rows from `first` on, with rows of taps from `taps` on. `first` never falls.
   struct Row {
-    int64_t first, count, tap;
+    int64_t first, count, taps;
   };
   // Columns o = residue, residue + period, ... of the output, all of one phase: a sum of placed rows from these places on.
   struct Residue {
     int64_t pixels, taps;
     std::vector<int64_t> places;
-    std::vector<A> weights;  // `taps` of them for each row of the filter; one row if it is separable
+    std::vector<A> weights;  // `taps` of them; if the filter is not separable, for each of its rows
   };
 
   Axis x, y;
   Filter<A> filter;
-  int64_t channels;      // of a pixel
-  int64_t period, step;  // period columns of output further, the input is `step` columns further
-  int64_t begin, end;    // input columns that count
-  int64_t base, length;  // a placed row starts with input column `base`
-  int64_t parts;         // column base + i of a placed row is pixel i / parts of part i % parts, of `length` pixels
+  int64_t channels;        // of a pixel
+  int64_t period, step;    // period columns of output further, the input is `step` columns further
+  int64_t begin, end;      // input columns that count
+  int64_t parts;           // a placed row's column base + i is pixel i / parts of part i % parts, of `length` pixels
+  int64_t base, length;    // so chosen that column `begin` starts a cache line
+  std::vector<A> down;     // the taps of a separable filter along a column, those of one phase after those of another
   std::vector<Row> rows;
   std::vector<Residue> residues;
 
@@ -215,15 +168,22 @@ struct Plan {
     period = x.up / divisor;
     step = x.down / divisor;
     parts = channels == 1 ? step : 1;
-    base = x.first_input(0);
-    const int64_t last = floor_div((x.out - 1) * x.down - x.pad + x.taps - 1, x.up);
-    begin = std::clamp<int64_t>(base, 0, x.in);
+    const int64_t first = x.first_input(0), last = floor_div((x.out - 1) * x.down - x.pad + x.taps - 1, x.up);
+    begin = std::clamp<int64_t>(first, 0, x.in);
     end = std::clamp<int64_t>(last + 1, begin, x.in);
-    length = std::max<int64_t>(0, ceil_div(last + 1 - base, parts)) + 1;
+    const int64_t line = parts * Lines<A>::kLine;
+    base = begin - ceil_div(std::max<int64_t>(0, begin - first), line) * line;
+    length = Lines<A>::whole(ceil_div(std::max(last + 1, end) - base, parts) + 1);
+    std::vector<int64_t> order, place(y.taps);  // of the filter's rows: those of one phase after those of another
+    for (int64_t phase = 0; phase < y.up; ++phase)
+      for (int64_t k = phase; k < y.taps; k += y.up) place[k] = int64_t(order.size()), order.push_back(k);
+    if (filter.separable)
+      for (const int64_t k : order) down.push_back(filter.down[k]);
     for (int64_t o = 0; o < y.out; ++o) {
       const int64_t all = y.first_input(o), first = std::clamp<int64_t>(all, 0, y.in), tap = y.first_tap(o);
       const int64_t behind = all + ceil_div(std::max<int64_t>(0, y.taps - tap), y.up);
-      rows.push_back({first, std::clamp<int64_t>(behind, first, y.in) - first, tap + (first - all) * y.up});
+      const int64_t count = std::clamp<int64_t>(behind, first, y.in) - first;
+      rows.push_back({first, count, count ? place[tap + (first - all) * y.up] : 0});
     }
     for (int64_t r = 0; r < std::min(period, x.out); ++r) {
       Residue residue{ceil_div(x.out - r, period), 0, {}, {}};
@@ -234,7 +194,7 @@ struct Plan {
         taps.push_back(k);
       }
       residue.taps = int64_t(taps.size());
-      for (int64_t k = 0; k < (filter.separable ? 1 : filter.rows); ++k)
+      for (const int64_t k : filter.separable ? std::vector<int64_t>{0} : order)
         for (const int64_t tap : taps)
           residue.weights.push_back(filter.separable ? filter.across[tap] : filter.matrix[k * filter.columns + tap]);
       residues.push_back(std::move(residue));
@@ -252,137 +212,148 @@ struct Plan {
   int64_t used() const { return (end - begin) * channels; }
 };
 
-// A thread's rows on the way from input to output, a few at a time: what was just stored can be loaded again, shifted, only
+// A thread's rows on the way from input to output, a group at a time: what was just stored can be loaded again, shifted, only
 // some time later.
 template <class A>
 class Stage {
  public:
   explicit Stage(const Plan<A>& plan)
-      : plan_(plan), group_(std::clamp<int64_t>(2048 / (plan.x.out * plan.channels), 1, 8)),
-        placed_(plan.filter.separable ? group_ * plan.placed() : 0), plain_(group_ * plan.used()),
-        placed_rows_(plan.placed(), plan.filter.separable ? 0 : most_rows()) {}
+      : plan_(plan), group_(std::clamp<int64_t>(768 / (std::max(plan.x.in, plan.x.out) * plan.channels), 1, 16)),
+        wide_(Lines<A>::whole(plan.x.out * plan.channels)), placed_(plan.filter.separable ? group_ * plan.placed() : 0),
+        plain_(plan.parts > 2 ? plan.used() : 0), phase_(plan.period > 1 && plan.channels == 1 ? plan.x.out : 0),
+        finished_(group_ * wide_), placed_rows_(plan.placed(), plan.filter.separable ? 0 : most_rows()), down_(plan.y.most_taps()) {
+    for (const auto& residue : plan.residues) {
+      places_.emplace_back();
+      for (int64_t k = 0; k < (plan.filter.separable ? 1 : plan.y.most_taps()); ++k)
+        for (const int64_t place : residue.places) places_.back().push_back(k * placed_rows_.stride() + place);
+    }
+  }
 
   int64_t most_rows() const { return plan_.most_rows(group_); }  // that a source is asked for at once
 
   void forget() { placed_rows_.forget(); }  // before another image
 
-  // Rows first to last - 1 of the output, in order; source(i, count) gives rows i to i + count - 1 of the input.
-  template <int kBytes, class T, class Source>
-  GK_INLINE void rows(int64_t first, int64_t last, Source& source, T* out, int64_t stride, Pixels pixels) {
-    for (int64_t o = first; o < last; o += group_) {
+  // Rows first to last - 1 of the output, in order, `stride` apart; source(i, count) gives rows i to i + count - 1 of the input.
+  template <class T, class Source>
+  void rows(int64_t first, int64_t last, Source& source, T* out, int64_t stride, Pixels pixels) {
+    for (int64_t o = first; o < last; o += group_, out += group_ * stride) {
       const int64_t n = std::min(group_, last - o);
-      const auto [begin, count] = plan_.input_rows(o, n);
-      T* to = out + (o - first) * stride;
-      if (plan_.filter.separable) {
-        const RowsAt<A> from = source(begin, count);
-        for (int64_t r = 0; r < n; ++r)
-          sum_rows<kBytes>(from.at(plan_.rows[o + r].first - begin), plan_.rows[o + r], placed_.data() + r * plan_.placed(),
-                           plain_.data() + r * plan_.used());
-        if (plan_.parts > 2)
-          for (int64_t r = 0; r < n; ++r) place(plain_.data() + r * plan_.used(), placed_.data() + r * plan_.placed());
-        for (int64_t r = 0; r < n; ++r)
-          across<kBytes>({placed_.data() + r * plan_.placed(), 0}, 1, 0, to + r * stride, pixels);
+      if constexpr (std::is_same_v<T, A>) {
+        group(o, n, source, out, stride, pixels, pixels.stride);
       } else {
-        const RowsAt<A> from = placed_rows_(begin, count, [&](int64_t i, int64_t count, A* to) GK_INLINE_LAMBDA {
-          const RowsAt<A> plain = source(i, count);
-          for (int64_t r = 0; r < count; ++r) place(plain.at(r).first + plan_.begin * plan_.channels, to + r * plan_.placed());
-        });
-        for (int64_t r = 0; r < n; ++r)
-          across<kBytes>(from.at(plan_.rows[o + r].first - begin), plan_.rows[o + r].count, plan_.rows[o + r].tap,
-                         to + r * stride, pixels);
+        group(o, n, source, finished_.data(), wide_, pixels, pixels.block);
+        store_rows(finished_.data(), wide_, n, out, stride, pixels);
       }
     }
   }
 
  private:
-  // Columns begin to end of an output row before its columns are resampled: where they are placed, or as they come.
-  template <int kBytes>
-  GK_INLINE void sum_rows(RowsAt<A> rows, const typename Plan<A>::Row& row, A* __restrict placed, A* __restrict plain) {
-    const A *from = rows.first + plan_.begin * plan_.channels, *weights = plan_.filter.down.data() + row.tap;
-    const int64_t up = plan_.y.up, parts = plan_.parts, first = (plan_.begin - plan_.base) * plan_.channels;
-    const int64_t count = row.count;
-    in_blocks<A, kBytes>(plan_.used(), [&]<class V, int kCount>(int64_t i) GK_INLINE_LAMBDA {
-      V sum[kCount] = {};
-      for (int64_t k = 0; k < count; ++k) add(sum, weights[k * up], from + k * rows.stride + i);
-      if (parts == 1)
-        store<A>(placed + first + i, sum);
-      else if (parts == 2)
-        store_apart<A>(place_of(placed, first + i, 2), place_of(placed, first + i + 1, 2), sum);
-      else
-        store<A>(plain + i, sum);
-    });
-  }
+  using Row = typename Plan<A>::Row;
 
-  GK_INLINE A* place_of(A* placed, int64_t i, int64_t parts) const { return placed + i % parts * plan_.length + i / parts; }
-
-  // Columns begin to end of a row, apart by their place in a step.
-  GK_INLINE void place(const A* row, A* __restrict placed) {
-    const int64_t pixels = plan_.end - plan_.begin, first = plan_.begin - plan_.base, parts = plan_.parts;
-    if (parts == 1) {
-      std::copy_n(row, plan_.used(), placed + first * plan_.channels);
+  // n rows of the output from o on, with pixels `pixel` apart.
+  template <class Source>
+  void group(int64_t o, int64_t n, Source& source, A* out, int64_t stride, Pixels pixels, int64_t pixel) {
+    const auto [begin, count] = plan_.input_rows(o, n);
+    if (plan_.filter.separable) {
+      sum_rows(source(begin, count), begin, o, n);
+      across(placed_.data(), 0, 1, out, {n, plan_.placed(), stride}, pixels, pixel);
       return;
     }
-    for (int64_t part = 0; part < parts; ++part) {
-      A* to = place_of(placed, first + part, parts);
-      for (int64_t i = part; i < pixels; i += parts) *to++ = row[i];
+    const RowsAt<A> from = placed_rows_(begin, count, [&](int64_t i, int64_t count, A* to) {
+      const RowsAt<A> plain = source(i, count);
+      for (int64_t r = 0; r < count; ++r) place(plain.at(r) + plan_.begin * plan_.channels, to + r * placed_rows_.stride());
+    });
+    for (int64_t r = 0; r < n; ++r) {
+      const Row& row = plan_.rows[o + r];
+      across(from.at(row.first - begin), row.taps, row.count, out + r * stride, {1, 0, 0}, pixels, pixel);
     }
   }
 
-  // out = the columns of a sum of `count` placed rows, whose taps along the columns are tap, tap + up, ...
-  template <int kBytes, class T>
-  GK_INLINE void across(RowsAt<A> placed, int64_t count, int64_t tap, T* __restrict out, Pixels pixels) {
-    const int64_t period = plan_.period, channels = plan_.channels, up = plan_.y.up;
-    const auto sum_from = [&]<class V, int kCount>(V (&sum)[kCount], const auto& residue, int64_t at) GK_INLINE_LAMBDA {
-      for (V& s : sum) s = V{};
-      for (int64_t k = 0; k < count; ++k) {
-        const A *row = placed.first + k * placed.stride + at, *weights = residue.weights.data() + (tap + k * up) * residue.taps;
-        const int64_t *places = residue.places.data(), taps = residue.taps;
-        for (int64_t j = 0; j < taps; ++j) add(sum, weights[j], row + places[j]);
+  // Columns begin to end of n output rows from o on, before their columns are resampled, where they are placed; `from` are the
+  // input's rows from `begin` on. Rows of one phase are summed together.
+  void sum_rows(RowsAt<A> from, int64_t begin, int64_t o, int64_t n) {
+    for (size_t k = 0; k < down_.size(); ++k) down_[k] = int64_t(k) * from.stride;
+    const int64_t period = plan_.y.up / std::gcd(plan_.y.up, plan_.y.down), step = period * plan_.y.down / plan_.y.up;
+    for (int64_t phase = 0; phase < std::min(period, n); ++phase)
+      for (int64_t r = phase, next; r < n; r = next) {
+        const Row& row = plan_.rows[o + r];
+        int64_t alike = 0;
+        for (next = r; next < n && plan_.rows[o + next].taps == row.taps && plan_.rows[o + next].count == row.count; next += period)
+          ++alike;
+        const A* rows = from.at(row.first - begin) + plan_.begin * plan_.channels;
+        const Repeat repeat{alike, step * from.stride, period * plan_.placed(), from.in_memory ? step : 0};
+        sum_alike(rows, row, placed_.data() + r * plan_.placed(), repeat);
       }
-    };
-    const auto& residues = plan_.residues;
-    if (period == 1 && (channels == 1 || (plan_.step == 1 && pixels.dense()))) {
-      in_blocks<A, kBytes>(pixels.count * channels, [&]<class V, int kCount>(int64_t i) GK_INLINE_LAMBDA {
-        V sum[kCount];
-        sum_from(sum, residues[0], i);
-        store<A>(out + i, sum);
-      });
-    } else if (period == 2 && channels == 1) {
-      const int64_t pairs = pixels.count / 2;
-      in_blocks<A, kBytes>(pairs, [&]<class V, int kCount>(int64_t i) GK_INLINE_LAMBDA {
-        V even[kCount], odd[kCount];
-        sum_from(even, residues[0], i);
-        sum_from(odd, residues[1], i);
-        constexpr int64_t two = 2 * sizeof(V) / sizeof(A);
-        for (int m = 0; m < kCount; ++m) store_in_turn<A>(out + 2 * i + m * two, even[m], odd[m]);
-      });
-      if (pixels.count % 2) {
-        A last[1];
-        sum_from(last, residues[0], pairs);
-        out[2 * pairs] = T(last[0]);
-      }
-    } else if (channels == 1) {
-      for (size_t r = 0; r < residues.size(); ++r)
-        for (int64_t i = 0; i < residues[r].pixels; ++i) {
-          A sum[1];
-          sum_from(sum, residues[r], i);
-          out[i * period + r] = T(sum[0]);
-        }
+  }
+
+  void sum_alike(const A* from, const Row& row, A* placed, Repeat repeat) {
+    const Taps<A> taps{plan_.down.data() + row.taps, down_.data(), row.count};
+    A* to = placed + (plan_.begin - plan_.base) / plan_.parts * plan_.channels;
+    if (plan_.parts == 1) {
+      sum_plain<A>(from, taps, plan_.used(), to, repeat);
+    } else if (plan_.parts == 2) {
+      sum_apart<A>(from, taps, plan_.used(), to, to + plan_.length, repeat);
     } else {
-      for (size_t r = 0; r < residues.size(); ++r)
-        for (int64_t i = 0; i < residues[r].pixels; ++i)
-          in_blocks<A, kBytes>(pixels.channels, [&]<class V, int kCount>(int64_t c) GK_INLINE_LAMBDA {
-            V sum[kCount];
-            sum_from(sum, residues[r], i * plan_.step * channels + c);
-            store<A>(out + (i * period + r) * pixels.stride + c, sum);
-          });
+      for (int64_t r = 0; r < repeat.rows; ++r) {
+        sum_plain<A>(from + r * repeat.step, taps, plan_.used(), plain_.data(), {1, 0, 0});
+        place(plain_.data(), placed + r * repeat.out_step);
+      }
+    }
+  }
+
+  // Columns begin to end of a row, apart by their place in a step.
+  void place(const A* row, A* __restrict placed) {
+    A* to = placed + (plan_.begin - plan_.base) / plan_.parts * plan_.channels;
+    if (plan_.parts == 1) {
+      std::copy_n(row, plan_.used(), to);
+      return;
+    }
+    for (int64_t part = 0; part < plan_.parts; ++part)
+      for (int64_t i = part; i < plan_.used(); i += plan_.parts) to[part * plan_.length + i / plan_.parts] = row[i];
+  }
+
+  // out = the columns of sums of `count` placed rows each, with the rows of taps from `first` on.
+  void across(const A* placed, int64_t first, int64_t count, A* out, Repeat repeat, Pixels pixels, int64_t pixel) {
+    const int64_t period = plan_.period, channels = plan_.channels;
+    const auto taps_of = [&](size_t r) {
+      const auto& residue = plan_.residues[r];
+      return Taps<A>{residue.weights.data() + first * residue.taps, places_[r].data(), count * residue.taps};
+    };
+    if (channels == 1 && period == 2 && pixels.count > 1) {
+      const Taps<A> even = taps_of(0), odd = taps_of(1);
+      const int64_t pairs = pixels.count / 2;
+      sum_in_turn<A>(placed, even, odd, pairs, out, repeat);
+      if (pixels.count % 2) sum_plain<A>(placed + pairs, even, 1, out + 2 * pairs, repeat);
+      return;
+    }
+    const bool dense = channels == 1 || (plan_.step == 1 && pixels.channels == pixel && pixels.channels == pixels.block);
+    for (size_t r = 0; r < plan_.residues.size(); ++r) {
+      const Taps<A> taps = taps_of(r);
+      const int64_t n = plan_.residues[r].pixels;
+      if (period == 1 && dense) {
+        sum_plain<A>(placed, taps, n * channels, out, repeat);
+        continue;
+      }
+      for (int64_t row = 0; row < repeat.rows; ++row) {
+        const A* from = placed + row * repeat.step;
+        A* to = out + row * repeat.out_step + int64_t(r) * pixel;
+        if (channels > 1) {
+          sum_plain<A>(from, taps, pixels.channels, to, {n, plan_.step * channels, period * pixel});
+        } else {
+          sum_plain<A>(from, taps, n, phase_.data(), {1, 0, 0});
+          for (int64_t i = 0; i < n; ++i) to[i * period] = phase_.data()[i];
+        }
+      }
     }
   }
 
   const Plan<A>& plan_;
-  int64_t group_;
-  std::vector<A> placed_, plain_;  // of zeros, and those around the input stay
+  int64_t group_, wide_;   // output rows at a time, and numbers from one to the next
+  Lines<A> placed_;        // of zeros, and those around the input stay
+  Lines<A> plain_, phase_, finished_;         // a row before it is placed, columns of one phase, rows before they are rounded
   Window<A> placed_rows_;
+  std::vector<int64_t> down_;                 // where rows of the input are
+  std::vector<std::vector<int64_t>> places_;  // for each residue, where its numbers are in the placed rows
 };
 
 // The rows of a batch of images, taken apart into blocks of channels: a plane's one, or in channels_last so many that a row of
@@ -423,11 +394,11 @@ class Loader {
     loaded_.forget();
   }
 
-  GK_INLINE RowsAt<A> operator()(int64_t first, int64_t count) {
+  RowsAt<A> operator()(int64_t first, int64_t count) {
     if constexpr (std::is_same_v<T, A>)
-      if (direct_) return {x_ + rows_.at(sample_, channel_, first), rows_.width * rows_.stride};
-    return loaded_(first, count, [&](int64_t i, int64_t count, A* to) GK_INLINE_LAMBDA {
-      for (int64_t r = 0; r < count; ++r, to += rows_.width * rows_.block)
+      if (direct_) return {x_ + rows_.at(sample_, channel_, first), rows_.width * rows_.stride, true};
+    return loaded_(first, count, [&](int64_t i, int64_t count, A* to) {
+      for (int64_t r = 0; r < count; ++r, to += loaded_.stride())
         load_row(x_ + rows_.at(sample_, channel_, i + r), to, bias_ ? bias_ + channel_ : nullptr, rows_.pixels(channel_));
     });
   }

@@ -507,7 +507,7 @@ std::tuple<Tensor, Tensor> spectral_norm_power_iteration_(TensorList weights, Te
 
 TensorList outputs_like(const Group& group) {
   TensorList out;
-  for (const Tensor* w : group.weights) out.push_back(empty_like_on_huge_pages(*w));
+  for (const Tensor* w : group.weights) out.push_back(on_huge_pages(torch::stable::empty_like(*w), 0));
   return out;
 }
 

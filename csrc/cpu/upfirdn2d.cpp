@@ -1,4 +1,5 @@
 // Upsample, filter, downsample in one pass: a band of rows of a plane, or of a block of channels, at a time.
+#include "pages.h"
 #include "resample.h"
 
 namespace gankernels {
@@ -12,21 +13,13 @@ struct Own {
   Stage<A> stage;
 };
 
-template <int kBytes, class T, class A>
-GK_INLINE void resample(Own<T, A>& own, T* y, const Rows& rows, int64_t sample, int64_t channel, int64_t first, int64_t last) {
-  own.load.begin(sample, channel);
-  own.stage.forget();
-  own.stage.template rows<kBytes>(first, last, own.load, y + rows.at(sample, channel, first), rows.width * rows.stride,
-                                  rows.pixels(channel));
-}
-
 Tensor upfirdn2d(const Tensor& x_, const Tensor& f, std::vector<int64_t> up, std::vector<int64_t> down,
                  std::vector<int64_t> padding, bool flip_filter, double gain) {
   const char* op = "upfirdn2d";
   check_cpu(op, "f", f);
   const auto [across, along] = upfirdn2d_axes(op, x_, f, up, down, padding);
   const auto [x, channels_last] = images_of(x_);
-  Tensor y = empty_images(x, {x.size(0), x.size(1), along.out, across.out}, channels_last);
+  Tensor y = on_huge_pages(empty_images(x, {x.size(0), x.size(1), along.out, across.out}, channels_last));
   const int64_t block = channels_of_block(x.size(1), std::max(across.in, across.out), channels_last);
   const Rows in(x, channels_last, block), out(y, channels_last, block);
   dispatch_floating(op, x.scalar_type(), [&]<class T>() {
@@ -37,9 +30,10 @@ Tensor upfirdn2d(const Tensor& x_, const Tensor& f, std::vector<int64_t> up, std
       return Own<T, A>{{data<T>(x), in, stage.most_rows(), nullptr}, std::move(stage)};
     };
     for_each_band(out, kBand, make, [&](Own<T, A>& own, int64_t sample, int64_t channel, int64_t first, int64_t last) {
-      with_registers([&]<int kBytes>() GK_INLINE_LAMBDA {
-        resample<kBytes>(own, mutable_data<T>(y), out, sample, channel, first, last);
-      });
+      own.load.begin(sample, channel);
+      own.stage.forget();
+      own.stage.rows(first, last, own.load, mutable_data<T>(y) + out.at(sample, channel, first), out.width * out.stride,
+                     out.pixels(channel));
     });
   });
   return y;

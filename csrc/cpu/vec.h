@@ -50,6 +50,30 @@ void with_registers(const Body& body) {
   body.template operator()<16>();
 }
 
+// A pointer to Body::run<kBytes>(args...), compiled for the widest registers there are.
+#ifdef GK_X86_LEVELS
+template <class Body, class... Args>
+__attribute__((target("arch=x86-64-v4"))) void run_with_64(Args... args) {
+  Body::template run<64>(args...);
+}
+template <class Body, class... Args>
+__attribute__((target("arch=x86-64-v3"))) void run_with_32(Args... args) {
+  Body::template run<32>(args...);
+}
+#endif
+template <class Body, class... Args>
+void run_with_16(Args... args) {
+  Body::template run<16>(args...);
+}
+template <class Body, class... Args>
+auto run_with_registers() -> void (*)(Args...) {
+#ifdef GK_X86_LEVELS
+  if (__builtin_cpu_supports("x86-64-v4")) return run_with_64<Body, Args...>;
+  if (__builtin_cpu_supports("x86-64-v3")) return run_with_32<Body, Args...>;
+#endif
+  return run_with_16<Body, Args...>;
+}
+
 }  // namespace gankernels
 
 // Reductions keep this many independent sums: wide enough for two AVX-512 registers of float, and it fixes the order of

@@ -43,6 +43,19 @@ def test_a_matrix_of_rank_one_is_what_its_factors_are(rank_one, device):
     assert_close(gk.upfirdn2d(x, f.to(device), up=2, padding=2), got.double(), 2e-6 if rank_one else 2e-3)
 
 
+@pytest.mark.parametrize("taps", range(1, 14))
+@pytest.mark.parametrize("factors", [(1, 1), (2, 1), (1, 2), (3, 1), (1, 3), (3, 2)], ids=str)
+def test_any_number_of_taps_at_any_width(taps, factors, device):
+    """Loops are compiled for the usual numbers of taps, and a row is taken in blocks as wide as a processor's registers."""
+    f = torch.randn(taps, device=device)
+    for width in (1, 15, 33, 40, 97):
+        x = torch.randn(1, 2, 5, width, device=device)
+        arguments = *factors, [taps // 2 + 1, taps - taps // 2, taps // 2, taps]
+        want = gk.reference.upfirdn2d(x.double(), f.double(), *arguments)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            assert_close(gk.upfirdn2d(x.to(memory_format=layout), f, *arguments), want, 2e-6)
+
+
 @pytest.mark.parametrize("op", ["upfirdn2d", "filtered_lrelu"])
 def test_images_of_several_bands(op, device):
     """Bands share rows of the upsampled image; each of those has one owner, whose bits are kept."""
