@@ -25,8 +25,13 @@ struct Lanes {
 
   V of[2];
 
-  GK_INLINE void load(const A* from) { std::memcpy(of, from, sizeof(of)); }
-  GK_INLINE void store(A* to) const { std::memcpy(to, of, sizeof(of)); }
+  // register by register: as an array they would be in memory
+  GK_INLINE void load(const A* from) {
+    for (int m = 0; m < 2; ++m) std::memcpy(&of[m], from + m * kOne, kBytes);
+  }
+  GK_INLINE void store(A* to) const {
+    for (int m = 0; m < 2; ++m) std::memcpy(to + m * kOne, &of[m], kBytes);
+  }
 };
 
 // exp(-kMost) is next to nothing, and still a normal number.
