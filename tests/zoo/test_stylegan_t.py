@@ -261,6 +261,14 @@ def test_what_is_done_to_the_discriminator_leaves_the_frozen_transformer_as_it_i
     torch.testing.assert_close(trainer._previous.get("vit", vit), vit, rtol=0, atol=0)
 
 
+def test_ema_averages_the_generator_and_leaves_the_encoders_that_it_learnt_from(captioned):
+    trainer = small(captioned, techniques=("ema:decay=0.9",))
+    for _ in range(3):
+        trainer.step()
+    assert list(trainer._averages) == ["generator"]
+    assert same(trainer.sampling().text.state_dict(), trainer.networks.text.state_dict())
+
+
 class PublicText(nn.Module):
     def __init__(self):
         super().__init__()

@@ -21,5 +21,5 @@ class EMA(Technique):
 
     def players(self, ops):
         players = self.variant.players(ops)
-        theirs = self.opponents(players)
-        return {name: p if name in theirs else dataclasses.replace(p, ema=self.decay) for name, p in players.items()}
+        kept = {*self.opponents(players), *(name for name, player in players.items() if player.ema is None)}
+        return {name: p if name in kept else dataclasses.replace(p, ema=self.decay) for name, p in players.items()}

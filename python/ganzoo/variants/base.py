@@ -78,7 +78,8 @@ class Player:
             `draw` gives fresh batches, latents and random numbers: see `ganzoo.training.draw.Draw`.
         optimizer: takes the parameters, and `ema=` and `ema_decay=` where weights are averaged, and returns the
             optimiser.
-        ema: decay per update of the running average of its networks' weights; 0 keeps none.
+        ema: decay per update of the running average of its networks' weights; 0 keeps none, and None says that there can be none, as
+            other networks learn from these as they are.
         lr: `lr(step)` is the factor on the optimiser's learning rates in that step of training.
         regularizers: lazy terms by name.
         unroll: names of players and how many of their updates its loss sees ahead: their losses are stepped by
@@ -91,7 +92,7 @@ class Player:
     networks: tuple[str, ...]
     loss: Callable
     optimizer: Callable
-    ema: float = 0.0
+    ema: float | None = 0.0
     lr: Callable | None = None
     regularizers: dict[str, Regularizer] = dataclasses.field(default_factory=dict)
     unroll: dict[str, int] = dataclasses.field(default_factory=dict)

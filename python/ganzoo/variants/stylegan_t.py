@@ -131,7 +131,7 @@ class StyleGANT(Styled, Captioned):
             "discriminator": Player(("discriminator",), self.discriminator_loss, adam),
             "generator": Player(("generator",), self.generator_loss, adam, ema=self.ema, after=self.follow),
         }
-        return {"encoders": Player(learning, self.encoders_loss, adam), **players} if learning else players
+        return {"encoders": Player(learning, self.encoders_loss, adam, ema=None), **players} if learning else players
 
     def learning(self):
         """Names of the encoders that come from no file."""
