@@ -7,7 +7,6 @@ from ganzoo.networks.conditional import TextEncoder
 from ganzoo.options import Count
 from ganzoo.variants.base import Variant
 
-
 MOST_ROUNDS = 200
 """Draws of 50 images for each class in which every class is to be met."""
 
@@ -47,10 +46,10 @@ class Captioned(Variant):
             counts += label.bincount(minlength=len(counts))
             if counts.all():
                 break
-        drawn, found = counts.sum(), counts.count_nonzero()
-        if found < max(len(counts), 2):
+        wanted, found = max(len(counts), 2), counts.count_nonzero()
+        if found < wanted:
             raise ArgumentError(
-                "data", f"captioned in each of {max(len(counts), 2)} classes", f"{drawn} images of {found} classes"
+                "data", f"captioned in each of {wanted} classes", f"{counts.sum()} images of {found} classes"
             )
         return counts
 
