@@ -217,8 +217,9 @@ struct Plan {
 template <class A>
 class Stage {
  public:
-  explicit Stage(const Plan<A>& plan)
-      : plan_(plan), group_(std::clamp<int64_t>(768 / (std::max(plan.x.in, plan.x.out) * plan.channels), 1, 16)),
+  // A group is about as many numbers of the wider side.
+  Stage(const Plan<A>& plan, int64_t group)
+      : plan_(plan), group_(std::clamp<int64_t>(group / (std::max(plan.x.in, plan.x.out) * plan.channels), 1, 16)),
         wide_(Lines<A>::whole(plan.x.out * plan.channels)), placed_(plan.filter.separable ? group_ * plan.placed() : 0),
         plain_(plan.parts > 2 ? plan.used() : 0), phase_(plan.period > 1 && plan.channels == 1 ? plan.x.out : 0),
         finished_(group_ * wide_), placed_rows_(plan.placed(), plan.filter.separable ? 0 : most_rows()), down_(plan.y.most_taps()) {

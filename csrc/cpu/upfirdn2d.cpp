@@ -6,6 +6,7 @@ namespace gankernels {
 namespace {
 
 constexpr int64_t kBand = 32768;
+constexpr int64_t kGroup = 768;  // so few that memory is read and written most of the time
 
 template <class T, class A>
 struct Own {
@@ -26,7 +27,7 @@ Tensor upfirdn2d(const Tensor& x_, const Tensor& f, std::vector<int64_t> up, std
     using A = accumulate_t<T>;
     const Plan<A> plan(across, along, Filter<A>(as_contiguous(f), flip_filter, gain), block);
     const auto make = [&] {
-      Stage<A> stage(plan);
+      Stage<A> stage(plan, kGroup);
       return Own<T, A>{{data<T>(x), in, stage.most_rows(), nullptr}, std::move(stage)};
     };
     for_each_band(out, kBand, make, [&](Own<T, A>& own, int64_t sample, int64_t channel, int64_t first, int64_t last) {
