@@ -6,8 +6,8 @@ so a product of two small matrices makes the coefficients, and convolving with w
 which all samples share, and scaling the output by d. Weights per sample are never made. The second scaling goes into the pass of
 noise, bias and activation, and each scaling's backward makes its two gradients in one pass (the registered op bias_act).
 
-d makes up for any factor of s[n] and of w[o]. In float16 and bfloat16 both are brought to a largest magnitude that cannot overflow,
-by factors that are constants to the derivative: what it leaves out is zero.
+d makes up for any factor of s[n] and of w[o]. In float16 both are brought to a largest magnitude that cannot overflow, by factors that
+are constants to the derivative: what it leaves out is zero. bfloat16 has the range of float32.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ def modulated_conv2d(
         All but x may be in x's dtype or in float32.
 
     Returns: (N, O, outH, outW) in x's dtype and memory format. Differentiable in all tensors but the filter: to any order for
-    linear, relu and lrelu, twice for the others. float16 and bfloat16 keep demodulated convolutions in range as published; autocast
-    casts x first, as it does for a convolution.
+    linear, relu and lrelu, twice for the others. float16 keeps demodulated convolutions in range as published; autocast casts x
+    first, as it does for a convolution.
 
     Beside the passes of `conv2d_resample` two over memory: x is read and written once, scaled; the result is read and written once
     for demodulation, noise, bias, activation, gain and clamp. With one set of weights for all samples the input has to be scaled
@@ -161,7 +161,7 @@ def modulated_conv2d(
     styles, coefficients = styles.to(accumulate), None
     if demodulate:
         wide = weight.to(accumulate)
-        if x.element_size() == 2:
+        if x.dtype == torch.float16:
             wide, styles = _without_overflow(wide, styles)
             weight = wide
         with torch.autocast(device, enabled=False):
