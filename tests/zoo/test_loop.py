@@ -3,10 +3,12 @@
 import copy
 import io
 import re
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from .conftest import same
+from .conftest import DATA, TINY, same
 from .toy import POINTS, Growing, Toy, points
 from torch.func import functional_call
 
@@ -14,8 +16,8 @@ import ganzoo
 from ganzoo import Trainer
 from ganzoo.data.base import DataSet, Paired
 from ganzoo.training.draw import Order, Source
-from ganzoo.training.health import Diverged, Health, alarms
-from ganzoo.variants import Regularizer
+from ganzoo.training.health import Diverged, Health, alarms, cut_short
+from ganzoo.variants import Regularizer, create
 
 
 def weights(trainer):
@@ -375,3 +377,28 @@ def test_alarms_sound_for_collapse_and_for_a_discriminator_that_wins_and_not_oth
     assert said.startswith("the samples are nearly alike: they differ by 1.0%")
     (said,) = alarms(trainer, POINTS[:64] - 9)
     assert said.startswith("the discriminator overpowers: it scores 100.0%")
+
+
+def test_a_training_that_ends_before_its_game_has_begun_or_its_networks_have_grown_says_so():
+    class Late(Toy):
+        def schedule(self, step):
+            return ["generator"] if step < 3 else [("discriminator", "generator")]
+
+    for variant, steps, said in [
+        (Late, 3, ["in 3 steps nothing trains the discriminator; it takes at least 4"]),
+        (Late, 4, []),
+        (partial(Toy, turns=("generator",)), 4, ["in 4 steps nothing trains the discriminator"]),
+        (Growing, 2, ["in 2 steps the networks do not grow to their end; it takes at least 3"]),
+        (Growing, 3, []),
+    ]:
+        assert cut_short(Trainer(variant(steps=steps), points())) == said
+
+
+@pytest.mark.parametrize("name", ["srgan", "stylegan", "stylegan-t", "singan"])
+def test_variants_with_a_first_phase_of_two_steps_need_a_third(name):
+    word, *options = DATA.get(name, ("digits",))
+    data = ganzoo.data.open(word, **dict(option.split("=") for option in options))
+    variant = create(name, **{"batch": 16, **TINY[name]})
+    (said,) = cut_short(Trainer(replace(variant, steps=2), data))
+    assert said.startswith("in 2 steps ") and said.endswith("; it takes at least 3")
+    assert cut_short(Trainer(replace(variant, steps=3), data)) == []

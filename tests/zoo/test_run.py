@@ -441,6 +441,17 @@ def test_alarms_are_in_the_progress_line_until_all_is_well(tmp_path, capsys):
     assert "ALARM" not in capsys.readouterr().out
 
 
+def test_a_pretraining_without_a_training_is_an_alarm_from_the_first_step_on(ganzoo_command, tmp_path):
+    options = [*QUICK, "--patch", 4, "--pretraining", 10, "--steps", 10, "--runs", tmp_path]
+    status, out, _ = ganzoo_command("train", "stylegan-t", *options)
+    said = "in 10 steps nothing trains the discriminator and the generator; it takes at least 11"
+    run = only_run(tmp_path)
+    assert status == 0 and f"ALARM: {said}" in " ".join(out.split())
+    assert (run / "log.txt").read_text().startswith(f"step 0: alarm: {said}.\nstep 10: alarm: {said}")
+    status, out, _ = ganzoo_command("resume", run, "--steps", 11)
+    assert status == 0 and "nothing trains" not in out
+
+
 def test_figures_can_be_read_by_tensorboard_also_those_of_a_resumed_run(ganzoo_command, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -1,6 +1,8 @@
 """Whether a training is well: figures that are no longer numbers, generators that collapse, discriminators that win."""
 
 import math
+import sys
+from bisect import bisect_left
 
 import torch
 
@@ -12,6 +14,8 @@ LIMIT = 1e9
 """A figure beyond this has diverged, finite or not."""
 ALIKE = 0.2
 """Samples whose mean distance from each other is below this share of that of real ones have collapsed."""
+FAR = 10_000
+"""Steps beyond a training's end in which it is looked for where a network begins to train."""
 WON = 0.999
 """The share of pairs of a real and a generated image that are scored in the right order above which a discriminator overpowers."""
 
@@ -55,6 +59,20 @@ class Health:
                     raise Diverged(name, numbers[name], step)
         self._pending = []
         return numbers
+
+
+def cut_short(trainer):
+    """Sentences on what a training does not come to in its steps, such as what follows a pretraining; mostly none."""
+    said, variant, steps = [], trainer.variant, trainer.variant.steps
+    last = variant.phase_at(sys.maxsize)
+    if variant.phase_at(steps - 1) < last:
+        needed = bisect_left(range(sys.maxsize), last, key=variant.phase_at) + 1
+        said.append(f"in {steps} steps the networks do not grow to their end; it takes at least {needed}")
+    if idle := trainer.idle(steps):
+        needed = bisect_left(range(steps + FAR), True, key=lambda steps: not trainer.idle(steps))
+        what = f"in {steps} steps nothing trains the {' and the '.join(map(label, sorted(idle)))}"
+        said.append(f"{what}; it takes at least {needed}" if needed < steps + FAR else what)
+    return said
 
 
 @torch.no_grad()

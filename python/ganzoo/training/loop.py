@@ -203,9 +203,19 @@ class Trainer:
         self.steps += 1
         return figures
 
+    def idle(self, steps):
+        """Names of the networks that this phase's players train, but not in the first so many steps."""
+        waiting = {network for player in self._players.values() for network in player.networks}
+        for step in range(steps):
+            names = {name for turn in _in_tuples(self.variant.schedule(step)) for name in turn}
+            waiting.difference_update(*(self._players[name].networks for name in names))
+            if not waiting:
+                break
+        return waiting
+
     def _take(self, turns):
         """These turns, one after another."""
-        turns = [(turn,) if isinstance(turn, str) else tuple(turn) for turn in turns]
+        turns = _in_tuples(turns)
         plan, updates = self._planned(turns)
         for name in self._players:
             self._set_rates(name)
@@ -411,6 +421,11 @@ class Trainer:
         for name, params in self._previous.items():
             torch._foreach_copy_(params, [param.to(self.device) for param in state["previous"][name]])
         self._graphs = self._new_graphs()
+
+
+def _in_tuples(turns):
+    """Turns, each as the tuple of the players that update."""
+    return [(turn,) if isinstance(turn, str) else tuple(turn) for turn in turns]
 
 
 def carry_over(before, after):

@@ -23,7 +23,7 @@ from ganzoo.training import distributed
 from ganzoo.training.checkpoint import Saver, load_checkpoint, save_checkpoint
 from ganzoo.training.compare import compare_speed, speed_line
 from ganzoo.training.draw import check_seed
-from ganzoo.training.health import Diverged, Health, alarms
+from ganzoo.training.health import Diverged, Health, alarms, cut_short
 from ganzoo.training.loop import PRECISIONS, Trainer, as_device
 from ganzoo.training.monitor import Monitor, Silent, read_metrics
 from ganzoo.variants.base import create_saved
@@ -264,7 +264,9 @@ def _carry_out(folder, trainer, options):
 def _train(folder, trainer, options):
     """All steps that are left. Returns the seconds of training."""
     first, last, health, drawn = distributed.rank() == 0, trainer.variant.steps, Health(), 0.0
+    lacking = cut_short(trainer)
     with Saver(folder) as saver, _monitor(folder, trainer, options, first) as monitor:
+        monitor.alarm(trainer.steps, lacking)
         while trainer.steps < last:
             health.note(trainer.steps + 1, trainer.step())
             save = trainer.steps % options.save_every == 0 or trainer.steps == last
@@ -282,7 +284,7 @@ def _train(folder, trainer, options):
             if save:
                 images = trainer.show(GRID if len(trainer.data.shape) == 3 else POINTS, seed=GRID_SEED)
                 if first:  # the checkpoint last: whoever goes on from it has the pictures up to it
-                    monitor.alarm(trainer.steps, alarms(trainer, images))
+                    monitor.alarm(trainer.steps, [*lacking, *alarms(trainer, images)])
                     _draw(folder, trainer, images)
                     if trainer.steps == last or time.perf_counter() - drawn > CURVES_EVERY:
                         drawn = time.perf_counter()
