@@ -551,6 +551,8 @@ def test_samples_of_a_single_image_are_compared_with_its_places():
         ((2, 1, 24, 24), "pixels", r"the samples must be at least 2 images of 3 channels, as photos has, got \(2, 1, 24, 24\)\."),
         ((1, 3, 24, 24), "pixels", r"the samples must be at least 2 images of 3 channels, as photos has, got \(1, 3, 24, 24\)\."),
         ((2, 3, 24, 24), Pixels(), "the extractor pixels has no features of the places of an image; pixels and inception have."),
+        ((2, 3, 4, 9), "pixels", r"the samples must be of several patches of 5×5 pixels, which are what is compared, got 4×9 pixels\."),
+        ((2, 3, 5, 5), "pixels", r"the samples must be of several patches of 5×5 pixels, which are what is compared, got 5×5 pixels\."),
     ],
 )  # fmt: skip
 def test_samples_that_cannot_be_compared_with_a_single_image(shape, extractor, sentence):

@@ -42,6 +42,10 @@ class Patches:
     name, resize = f"patches of {PATCH}×{PATCH} pixels", "none"
 
     def places(self, images):
+        height, width = images.shape[2:]
+        if min(height, width) < PATCH or height == width == PATCH:  # one place has no covariance
+            wanted = f"of several patches of {PATCH}×{PATCH} pixels, which are what is compared"
+            raise Error(f"the samples must be {wanted}, got {height}×{width} pixels.")
         return F.unfold(images, PATCH).transpose(1, 2)
 
 
