@@ -105,6 +105,7 @@ def interpolate_command(
 def evaluate_command(
     run: Annotated[str, Positional, arg(metavar="RUN")],
     data: str = "",
+    data_options: tuple[str, ...] = (),
     n: int = 0,
     extractor: str = "",
     seed: int = 1,
@@ -115,6 +116,7 @@ def evaluate_command(
     Args:
         run: The folder of a run, or a generator.safetensors by itself, which needs --data.
         data: The reference, as in `ganzoo train`; the run's own unless given.
+        data_options: Options of these data, as name=value: split=test.
         n: How many samples; 0 for the number that suits the data.
         extractor: pixels, classifier or inception; the data's usual one unless given.
         seed: Decides the latents.
@@ -124,7 +126,9 @@ def evaluate_command(
     from ganzoo.training.evaluate import evaluate_run
 
     distributed.join("cpu")
-    figures = evaluate_run(run, data=data, n=n, extractor=extractor, seed=seed, device=device)
+    figures = evaluate_run(
+        run, data=data, data_options=data_options, n=n, extractor=extractor, seed=seed, device=device
+    )
     if distributed.rank() == 0:
         print(*figures, sep="\n")
     distributed.leave()
@@ -153,6 +157,8 @@ def reproduce_command(
     for name, value in (("trials", trials), ("steps", steps)):
         if value < 0 or (value and what not in PUBLISHED):
             raise ArgumentError(name, "0, or at least 1 for a published row", value)
+    if device != "cpu" and what not in PUBLISHED:
+        raise ArgumentError("device", "left out, unless a published row is to train there", device)
     if what == "list":
         lines = published_rows()
     elif what in PUBLISHED:

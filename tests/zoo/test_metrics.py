@@ -588,6 +588,8 @@ def test_sifid_is_of_what_inception_has_before_its_second_pooling(weights, monke
         ("digits", torch.zeros(9, 1, 8, 8), {}, "the samples must be at least 10 of shape (1, 8, 8), as digits has, got 9 of shape (1, 8, 8)."),
         ("digits", torch.full((20, 1, 8, 8), math.nan), {}, "20 of the 20 samples are not finite."),
         ("digits", torch.zeros(20, 1, 8, 8), dict(extractor="vgg"), "extractor must be one of pixels, classifier, inception, got 'vgg'."),
+        ("ring", torch.zeros(20, 2), dict(extractor="inception"), "extractor must be left out, or pixels, for ring, which are no images, got 'inception'."),
+        ("stacked-digits", torch.zeros(20, 3, 8, 8), dict(extractor="pixels"), "extractor must be left out, or classifier, for stacked-digits, got 'pixels'."),
     ],
 )  # fmt: skip
 def test_samples_that_cannot_be_evaluated(word, samples, options, sentence):

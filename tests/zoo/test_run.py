@@ -177,6 +177,10 @@ def test_resume_goes_on_further(ganzoo_command, tmp_path):
         ("train gan --cuda-graph", "--cuda-graph must be used on a CUDA device, got cpu."),
         ("train gan --data-options size", "--data-options must be pairs such as size=32, got size."),
         ("reproduce no/run --trials 2", "--trials must be 0, or at least 1 for a published row, got 2."),
+        (
+            "reproduce no/run --device cuda",
+            "--device must be left out, unless a published row is to train there, got cuda.",
+        ),
         ("resume no/run", "no/run must be the folder of a run, and has no checkpoint.pt."),
     ],
 )
@@ -201,6 +205,13 @@ def test_what_can_be_done_with_a_run(ganzoo_command, tmp_path, monkeypatch):
     status, out, _ = ganzoo_command("evaluate", run, "--n", 100, "--extractor", "pixels")
     figures = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
     assert status == 0 and len(out.splitlines()) == len(figures) and {f["step"] for f in figures} == {20}
+    arguments = ["evaluate", run, "--n", 100, "--extractor", "pixels", "--data-options", "split=test"]
+    assert "reference digits/test, 540" in ganzoo_command(*arguments, "--data", "digits")[1]
+    status, _, err = ganzoo_command(*arguments)
+    assert (status, err) == (
+        2,
+        "ganzoo: --data-options must be left out, unless --data says of what, got split=test.\n",
+    )
 
     assert ganzoo_command("plot", run, "--figures", "critic_loss", "--out", "one.png")[0] == 0
     assert Image.open("one.png").size[1] < Image.open(run / "curves.png").size[1]
@@ -307,6 +318,10 @@ def test_conditional_generators_draw_the_class_that_is_asked_for():
     assert not torch.equal(generator.sample(3, labels=[0, 0, 0]), generator.sample(3))
     for mistake, sentence in [
         (lambda: generator.interpolate(label=3), "label must be from 0 to 2, got 3."),
+        (
+            lambda: Generator(ganzoo.create("gan"), None, 0, Networks(generator=Styled())).interpolate(label=3),
+            "label must be left out, as the generator is not conditional, got 3.",
+        ),
         (lambda: generator.sample(2, labels=[0]), "labels must be 2 whole numbers from 0 to 2, got [0]."),
         (lambda: generator.sample(2, labels=[0, 3]), "labels must be 2 whole numbers from 0 to 2, got [0, 3]."),
         (lambda: generator.sample(1, labels=[0.5]), "labels must be 1 whole numbers from 0 to 2, got [0.5]."),

@@ -93,8 +93,9 @@ def evaluated(tmp_path, monkeypatch):
     return evaluate
 
 
-def test_pairs_are_evaluated_by_what_each_image_should_have_become(evaluated):
-    figures, generator = evaluated("pix2pix", ("size=16",))
+@pytest.mark.parametrize("techniques", [(), ("ttur",)])
+def test_pairs_are_evaluated_by_what_each_image_should_have_become(techniques, evaluated):
+    figures, generator = evaluated("pix2pix", ("size=16",), techniques=techniques)
     sample = pairs().fetch(torch.arange(40))
     apart = generator.translate(sample["a"], seed=1) - sample["b"]
     assert figures["L1 to the partner"] == pytest.approx(apart.abs().mean().item(), rel=1e-5)
@@ -117,6 +118,14 @@ def test_only_what_translates_translates(images):
     generator = Generator(trainer.variant, trainer.data, 0, trainer.networks)
     with pytest.raises(ganzoo.Error, match="ganzoo: gan makes images of latents, not of images."):
         generator.translate(images)
+
+
+def test_there_is_no_way_between_the_latents_of_what_translates():
+    trainer = Trainer(ganzoo.create("pix2pix", width=2, techniques=["ttur"]), pairs())
+    generator = Generator(trainer.variant, trainer.data, 0, trainer.sampling())
+    sentence = "ganzoo: pix2pix makes images of images: there are no latents to walk between."
+    with pytest.raises(ganzoo.Error, match=sentence):
+        generator.interpolate()
 
 
 # --- networks ---

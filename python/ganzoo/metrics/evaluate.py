@@ -40,6 +40,8 @@ def make_extractor(word, data, device="cpu"):
     Points and sequences have their coordinates; grey images with labels a classifier trained here, for digits on their training part;
     other images Inception.
     """
+    if len(data.shape) < 3 and word not in ("", "pixels"):
+        raise ArgumentError("extractor", f"left out, or pixels, for {data.name}, which are no images", repr(word))
     if not word and len(data.shape) < 3:
         word = "pixels"
     elif not word:
@@ -101,6 +103,8 @@ def evaluate(samples, data, extractor="", labels=None, device="cpu"):
         raise ArgumentError("labels", f"{len(samples)} whole numbers", f"{labels.dtype} {tuple(labels.shape)}")
     samples = samples.cpu().float()
     if hasattr(data, "digits"):
+        if extractor not in ("", "classifier"):
+            raise ArgumentError("extractor", f"left out, or classifier, for {data.name}", repr(extractor))
         return _stacked_figures(samples, data)
     extractor = make_extractor(extractor, data, device) if isinstance(extractor, str) else extractor
     if len(data.shape) < 3:

@@ -2,6 +2,7 @@ from dataclasses import dataclass
 
 from ganzoo.options import Count
 from ganzoo.techniques.base import Technique, register
+from ganzoo.variants.base import in_tuples
 
 
 @register("n-critic")
@@ -21,7 +22,7 @@ class NCritic(Technique):
         return players
 
     def schedule(self, step):
-        turns = [(turn,) if isinstance(turn, str) else tuple(turn) for turn in self.variant.schedule(step)]
+        turns = in_tuples(self.variant.schedule(step))
         theirs = [turn for turn in dict.fromkeys(turns) if self.theirs.issuperset(turn)]
         ours = [turn for turn in turns if self.theirs.isdisjoint(turn)]
         if any(turn not in theirs and turn not in ours for turn in turns):

@@ -14,11 +14,12 @@ import torch
 
 from ganzoo.errors import ArgumentError, Error
 from ganzoo.files import write_atomically
-from ganzoo.techniques.base import equipped
+from ganzoo.techniques.base import equipped, plain
 from ganzoo.training.draw import check_seed, private_random
 from ganzoo.training.loop import SAMPLING_BATCH, draw_samples
 from ganzoo.training.ops import get_ops
 from ganzoo.variants.base import DataInfo, Networks, create_saved
+from ganzoo.variants.translating import FromImages
 
 CHECKPOINT = "checkpoint.pt"
 GENERATOR = "generator.safetensors"
@@ -148,11 +149,15 @@ class Generator:
         one, for its `synthesis`.
         `path` is `lerp`, a + t(b − a), or `slerp`, along the sphere: White (2016), arXiv:1609.04468.
         """
+        if isinstance(plain(self.variant), FromImages):
+            raise Error(f"{self.variant.name} makes images of images: there are no latents to walk between.")
         network = getattr(self.networks, "generator", None)
         if space == "w" and not (hasattr(network, "mapping") and hasattr(network, "synthesis")):
             raise Error(f"{self.variant.name} has no styles w: its generator has no mapping and synthesis networks.")
         if self.variant.conditional and not 0 <= label < self.data.classes:
             raise ArgumentError("label", f"from 0 to {self.data.classes - 1}", label)
+        if label and not self.variant.conditional:
+            raise ArgumentError("label", "left out, as the generator is not conditional", label)
 
         def with_labels(points):
             return (points, torch.full((len(points),), label)) if self.variant.conditional else (points,)

@@ -15,6 +15,7 @@ from ganzoo.metrics.evaluate import evaluate, sample_count
 from ganzoo.metrics.extractors import BATCH
 from ganzoo.metrics.figure import Figure
 from ganzoo.metrics.psnr import psnr
+from ganzoo.techniques.base import plain
 from ganzoo.training import distributed
 from ganzoo.training.checkpoint import load
 from ganzoo.training.loop import as_device, as_sources, check_form
@@ -48,8 +49,8 @@ def equivariance(generator, seed):
     return [Figure(f"{name} in dB", value, "pixels", "none", "none", MOVED) for name, value in figures.items()]
 
 
-def evaluate_run(run, *, data="", n=0, extractor="", seed=1, device="cpu"):
-    """The figures of a trained generator against its run's data, or against `data`; in a run folder they are added to
+def evaluate_run(run, *, data="", data_options=(), n=0, extractor="", seed=1, device="cpu"):
+    """The figures of a trained generator against its run's data, or against `data`, opened with `data_options`; in a run folder they are added to
     `evaluation.jsonl`. Returns a list of `ganzoo.metrics.figure.Figure`."""
     if n < 0:
         raise ArgumentError("n", "at least 1, or 0 for the number that suits the data", n)
@@ -57,10 +58,12 @@ def evaluate_run(run, *, data="", n=0, extractor="", seed=1, device="cpu"):
     generator, folder = load(run), Path(run)
     if not data and not folder.is_dir():
         raise Error(f"{run} is not the folder of a run, so --data must say what to compare with.")
-    options = RunOptions(data=data) if data else read_config(folder)[1]
+    if data_options and not data:
+        raise ArgumentError("data_options", "left out, unless --data says of what", " ".join(data_options))
+    options = RunOptions(data=data, data_options=data_options) if data else read_config(folder)[1]
     settle_data(generator.variant, options)
     reference = open_data(options)
-    if isinstance(generator.variant, Translating):
+    if isinstance(plain(generator.variant), Translating):
         check_form(generator.variant, as_sources(reference, 1))
         figures = _translated(generator, reference, n, extractor or "pixels", seed, device)
     elif isinstance(reference, dict):

@@ -16,7 +16,7 @@ from ganzoo.training.compiled import CompiledLoss
 from ganzoo.training.draw import Draw, check_seed, private_random, seed_of
 from ganzoo.training.graphs import Graphs, plain_state, step_where_finite
 from ganzoo.training.ops import get_ops
-from ganzoo.variants.base import DataInfo, Networks
+from ganzoo.variants.base import DataInfo, Networks, in_tuples
 
 SAMPLING_BATCH = 256
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -207,7 +207,7 @@ class Trainer:
         """Names of the networks that this phase's players train, but not in the first so many steps."""
         waiting = {network for player in self._players.values() for network in player.networks}
         for step in range(steps):
-            names = {name for turn in _in_tuples(self.variant.schedule(step)) for name in turn}
+            names = {name for turn in in_tuples(self.variant.schedule(step)) for name in turn}
             waiting.difference_update(*(self._players[name].networks for name in names))
             if not waiting:
                 break
@@ -215,7 +215,7 @@ class Trainer:
 
     def _take(self, turns):
         """These turns, one after another."""
-        turns = _in_tuples(turns)
+        turns = in_tuples(turns)
         plan, updates = self._planned(turns)
         for name in self._players:
             self._set_rates(name)
@@ -421,11 +421,6 @@ class Trainer:
         for name, params in self._previous.items():
             torch._foreach_copy_(params, [param.to(self.device) for param in state["previous"][name]])
         self._graphs = self._new_graphs()
-
-
-def _in_tuples(turns):
-    """Turns, each as the tuple of the players that update."""
-    return [(turn,) if isinstance(turn, str) else tuple(turn) for turn in turns]
 
 
 def carry_over(before, after):

@@ -208,6 +208,11 @@ class Variant(Checked):
         return dataclasses.asdict(self)
 
 
+def in_tuples(turns):
+    """The turns of a schedule, each as the tuple of the players that update."""
+    return [(turn,) if isinstance(turn, str) else tuple(turn) for turn in turns]
+
+
 def create_saved(name, options):
     """The variant that a file names. Raises `Error` where it is one of somebody's own that is not registered here."""
     if name not in VARIANTS.classes:
