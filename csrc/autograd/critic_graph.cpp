@@ -2,7 +2,8 @@
 //
 // Samples are kept apart when the gradient that arrives for sample i leaves for sample i alone, node by node. A tensor on the way
 // holds its samples in order along dimension 0, an equal number of rows for each; every rule below preserves that. What a node
-// computed without gradient (a detached statistic, a mask) does not matter. A node without a rule is not trusted.
+// computed without gradient (a detached statistic, a mask) does not matter. Nor may a node end the graph of the input's gradient, as sgn
+// and x^0 do, whose gradient is a tensor of zeros: the layers above it would not hear of the loss. A node without a rule is not trusted.
 #include <torch/csrc/autograd/generated/Functions.h>
 
 #include <cstring>
@@ -62,9 +63,9 @@ const std::unordered_map<std::string, Rule>& rules() {
     for (const char* name :
          {"Relu", "LeakyRelu", "Rrelu", "RreluWithNoise", "Elu", "Celu", "Selu", "Silu", "Mish", "Gelu", "Softplus", "Tanh", "Sigmoid",
           "LogSigmoid", "Hardtanh", "Hardswish", "Hardsigmoid", "Threshold", "Hardshrink", "Softshrink", "Abs", "Neg", "Exp", "Exp2",
-          "Expm1", "Log", "Log1P", "Sqrt", "Rsqrt", "Reciprocal", "Sin", "Cos", "Tan", "Atan", "Asinh", "Erf", "Sgn", "NativeDropout"})
+          "Expm1", "Log", "Log1P", "Sqrt", "Rsqrt", "Reciprocal", "Sin", "Cos", "Tan", "Atan", "Asinh", "Erf", "NativeDropout"})
       t[std::string(name) + "Backward0"] = same_shape;
-    for (const char* name : {"PowBackward0", "ClampBackward0", "ClampBackward1", "ClampMinBackward0", "ClampMinBackward1",
+    for (const char* name : {"ClampBackward0", "ClampBackward1", "ClampMinBackward0", "ClampMinBackward1",
                              "ClampMaxBackward0", "ClampMaxBackward1", "RsubBackward1", "ToCopyBackward0", "CloneBackward0",
                              "AliasBackward0"})
       t[name] = same_shape;
@@ -78,6 +79,9 @@ const std::unordered_map<std::string, Rule>& rules() {
                              "SqueezeBackward1", "SqueezeBackward2"})
       t[name] = reshapes;
 
+    t["PowBackward0"] = [](const Pass& p) {
+      return static_cast<const PowBackward0&>(p.node).exponent.toComplexDouble() != 0.0 && same_shape(p);
+    };
     t["TransposeBackward0"] = [](const Pass& p) {
       const auto& node = static_cast<const TransposeBackward0&>(p.node);
       return spares_rows(node.dim0, rank(p.in)) && spares_rows(node.dim1, rank(p.in));
@@ -118,7 +122,10 @@ const std::unordered_map<std::string, Rule>& rules() {
     t["AmaxBackward0"] = along_other_dims<AmaxBackward0>;
     t["AminBackward0"] = along_other_dims<AminBackward0>;
     t["LogsumexpBackward0"] = along_other_dims<LogsumexpBackward0>;
-    t["LinalgVectorNormBackward0"] = along_other_dims<LinalgVectorNormBackward0>;
+    t["LinalgVectorNormBackward0"] = [](const Pass& p) {
+      return static_cast<const LinalgVectorNormBackward0&>(p.node).ord.toComplexDouble() != 0.0 &&
+             along_other_dims<LinalgVectorNormBackward0>(p);
+    };
     // (N, …) times weights: the first factor has the rows
     t["MmBackward0"] = t["MvBackward0"] = [](const Pass& p) { return p.input == 0 && p.in[0] == p.out[0]; };
     t["AddmmBackward0"] = [](const Pass& p) { return p.input == 1 && p.in[0] == p.out[0]; };

@@ -27,7 +27,7 @@ using torch::autograd::Function;
 // ---------------------------------------------------------------------------------------------------------------------
 // Products y = P(x, w) + b, linear in x and in w. With g the gradient at y:
 //   input(g, w) is the gradient in x,  weight(g, x) the gradient in w,
-// and the derivatives of the three maps are the three maps again.
+// and the derivatives of the three maps are the three maps again. kept(x, w) is what backward needs of x: where w is frozen, maybe nothing.
 // ---------------------------------------------------------------------------------------------------------------------
 
 Tensor channel_sums(const Tensor& g) {
@@ -46,6 +46,7 @@ Tensor channel_sums(const Tensor& g, const Tensor& row_weights) {
 struct Convolution : torch::CustomClassHolder, Geometry {
   static constexpr auto name = "gankernels::Convolution";
 
+  Tensor kept(const Tensor& x, const Tensor&) const { return x; }
   Tensor forward(const Tensor& x, const Tensor& w, const optional<Tensor>& b) const {
     const Tensor bias = b.value_or(Tensor());
     if (winograd::fits(*this, x, w, bias)) return winograd::convolution(*this, x, w, bias);
@@ -73,6 +74,7 @@ struct Convolution : torch::CustomClassHolder, Geometry {
 
 struct Linear : torch::CustomClassHolder {
   static constexpr auto name = "gankernels::Linear";
+  Tensor kept(const Tensor& x, const Tensor& w) const { return w.requires_grad() ? x : Tensor(); }
   Tensor forward(const Tensor& x, const Tensor& w, const optional<Tensor>& b) const { return at::linear(x, w, b); }
   std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& g, const Tensor& x, const Tensor& w,
                                               std::array<bool, 3> mask) const {
@@ -90,15 +92,22 @@ struct Linear : torch::CustomClassHolder {
   }
 };
 
+// One image's channels_last pixels may have any stride along the batch, and stock's batch norm then takes its gradient for contiguous.
+Tensor usually_strided(const Tensor& x) {
+  if (is_traced(x) || x.dim() != 4 || x.size(0) != 1 || x.is_contiguous() || !x.is_contiguous(at::MemoryFormat::ChannelsLast)) return x;
+  return x.as_strided(x.sizes(), c10::get_channels_last_strides_2d(x.sizes()));
+}
+
 // y[c] = w[c] x[c] + b[c] over dimension 1: batch norm with fixed statistics, by its own kernels.
 struct ChannelAffine : torch::CustomClassHolder {
   static constexpr auto name = "gankernels::ChannelAffine";
+  Tensor kept(const Tensor& x, const Tensor&) const { return x; }
   Tensor forward(const Tensor& x, const Tensor& w, const optional<Tensor>& b) const {
     return std::get<0>(at::native_batch_norm(x, w, b, at::zeros_like(w), at::ones_like(w), false, 0, 0));
   }
   std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& g, const Tensor& x, const Tensor& w,
                                               std::array<bool, 3> mask) const {
-    return at::native_batch_norm_backward(g, x, w, at::zeros_like(w), at::ones_like(w), {}, {}, false, 0, mask);
+    return at::native_batch_norm_backward(g, usually_strided(x), w, at::zeros_like(w), at::ones_like(w), {}, {}, false, 0, mask);
   }
   Tensor bias_gradient(const Tensor& g) const { return channel_sums(g); }
   Tensor bias_gradient(const Tensor& g, const Tensor& row_weights) const { return channel_sums(g, row_weights); }
@@ -108,9 +117,15 @@ struct ChannelAffine : torch::CustomClassHolder {
 template <class P>
 struct ProductBase : SavingNode {
   StatePtr<P> product;
-  void keep(const StatePtr<P>& p, const variable_list& tensors) {
+  Tensor bias;  // its shape and its edge: that its numbers change matters to nobody
+  void keep(const StatePtr<P>& p, const variable_list& tensors, const Tensor& b = {}) {
     product = p;
+    bias = b;
     save(tensors);
+  }
+  void release_variables() override {
+    SavingNode::release_variables();
+    bias.reset();
   }
 };
 
@@ -124,7 +139,7 @@ struct ProductWeight;
 template <class P>
 Tensor product_of(const Tensor& x, const Tensor& w, const Tensor& b, const StatePtr<P>& p) {
   return record<Product<P>>({x, w, b}, [&] { return p->forward(x, w, b.defined() ? optional<Tensor>(b) : std::nullopt); },
-                            [&](auto& node, const Tensor&) { node.keep(p, {x, w, b}); });
+                            [&](auto& node, const Tensor&) { node.keep(p, {p->kept(x, w), w}, b); });
 }
 
 // x is here for its shape, and for the fold
@@ -133,7 +148,7 @@ Tensor input_gradient(const Tensor& g, const Tensor& w, const Tensor& b, const T
                       const FoldPtr& fold = {}) {
   return record<ProductInput<P>>({g, w, b}, [&] { return std::get<0>(p->backward(g, x, w, {true, false, false})); },
                                  [&](auto& node, const Tensor&) {
-                                   node.keep(p, {g, w, b, x});
+                                   node.keep(p, {g, w, x}, b);
                                    node.fold = fold;
                                  });
 }
@@ -153,13 +168,13 @@ struct Product : ProductBase<P>, KnowsRows, FoldsWeights {
   variable_list apply(variable_list&& grads) override {
     const Tensor& g = grads[0];
     if (!g.defined()) return {Tensor(), Tensor(), Tensor()};
-    const Tensor x = this->unpack(0), w = this->unpack(1), b = this->unpack(2);
+    const Tensor x = this->unpack(0), w = this->unpack(1);
     const bool needs_x = this->wants(0), needs_w = this->wants(1) && wants_weights(), needs_b = this->wants(2);
     Tensor gx, gw, gb;
     if (!at::GradMode::is_enabled()) {
       std::tie(gx, gw, gb) = this->product->backward(g, x, w, {needs_x, needs_w, needs_b});
     } else {
-      if (needs_x) gx = input_gradient(g, w, b, x, this->product, fold);
+      if (needs_x) gx = input_gradient(g, w, this->bias, x, this->product, fold);
       if (needs_w) gw = weight_gradient(g, x, w, this->product);
       if (needs_b) gb = this->product->bias_gradient(g);
     }
@@ -175,13 +190,13 @@ struct ProductInput : ProductBase<P> {
     const Tensor& v = grads[0];
     const bool folds = fold && fold->slopes.defined();
     if (!v.defined() && !folds) return {Tensor(), Tensor(), Tensor()};
-    const Tensor g = this->unpack(0), w = this->unpack(1), b = this->unpack(2);
+    const Tensor g = this->unpack(0), w = this->unpack(1);
     Tensor gg, gw, gb;
     if (this->wants(0) && v.defined()) gg = product_of(v, w, Tensor(), this->product);
     if (this->wants(1) && wants_weights()) {
       Tensor t = v;
       if (folds) {
-        const Tensor x = this->unpack(3), slopes = fold->rows(x);
+        const Tensor x = this->unpack(2), slopes = fold->rows(x);
         t = v.defined() ? at::addcmul(v, x, slopes) : x * slopes;
       }
       gw = weight_gradient(g, t, w, this->product);
@@ -192,7 +207,7 @@ struct ProductInput : ProductBase<P> {
       if (folds)
         gb = this->product->bias_gradient(g, fold->rows(g).reshape({-1}));
       else if (this->wants(0))
-        gb = at::zeros_like(b);
+        gb = at::zeros_like(this->bias);
     }
     return {gg, gw, gb};
   }
@@ -346,7 +361,7 @@ Tensor local(const Tensor& x, Arguments... arguments) {
                        });
 }
 
-// Activations keep their output where it tells the sign: the next layer keeps it anyway, so the input can be freed.
+// What an activation keeps is what stock's does, so that a network may write in place to the other.
 struct LeakyReLU : LocalMap {
   double slope;
   bool inplace;
@@ -358,7 +373,7 @@ struct LeakyReLU : LocalMap {
       return {y, y};
     }
     Tensor y = slope == 0 ? at::relu(x) : at::leaky_relu(x, slope);
-    return {y, slope >= 0 ? y : x};
+    return {y, slope == 0 ? y : x};
   }
   Tensor pull(const Tensor& g, const variable_list& saved) const override {
     // Below a flatten, channels_last features get a contiguous gradient. Reordered here, once, it need not be in the convolution below,
@@ -366,14 +381,14 @@ struct LeakyReLU : LocalMap {
     const auto format = saved[0].suggest_memory_format();
     const Tensor h = g.suggest_memory_format() == format ? g : g.contiguous(format);
     if (slope == 0) return at::threshold_backward(h, saved[0], 0);
-    return at::leaky_relu_backward(h, saved[0], slope, slope > 0);
+    return at::leaky_relu_backward(h, saved[0], slope, inplace);
   }
   bool pull_(Tensor& g, const variable_list& saved) const override {
     if (g.strides() != saved[0].strides() || g.scalar_type() != saved[0].scalar_type()) return false;
     if (slope == 0)
       at::threshold_backward_out(g, g, saved[0], 0);
     else
-      at::leaky_relu_backward_out(g, g, saved[0], slope, slope > 0);
+      at::leaky_relu_backward_out(g, g, saved[0], slope, inplace);
     return true;
   }
 };
@@ -382,8 +397,7 @@ struct Hardtanh : LocalMap {
   double low, high;
   Hardtanh(double low, double high) : low(low), high(high) {}
   variable_list value(const Tensor& x) const override {
-    Tensor y = at::hardtanh(x, low, high);
-    return {y, y};
+    return {at::hardtanh(x, low, high), x};  // a bound that is rounded, in y, may be beyond the bound
   }
   Tensor pull(const Tensor& g, const variable_list& saved) const override {
     return at::hardtanh_backward(g, saved[0], low, high);
@@ -533,14 +547,14 @@ Tensor pooled_convolution(const Tensor& y) {
   auto* convolution = dynamic_cast<Product<Convolution>*>(node.get());
   if (!convolution || y._version() != 0 || has_hooks(*node)) return {};
   const Convolution& before = *convolution->product;
-  const Tensor x = convolution->unpack(0), w = convolution->unpack(1), b = convolution->unpack(2);
+  const Tensor x = convolution->unpack(0), w = convolution->unpack(1), b = convolution->bias;
   if (before.transposed || !both_are(1, before.stride) || !both_are(1, before.dilation) || std::min(w.size(2), w.size(3)) < 3) return {};
   auto strided = c10::make_intrusive<Convolution>(before);
   strided->stride = {2, 2};
   const Tensor pooled = at::avg_pool2d(at::constant_pad_nd(w, {1, 1, 1, 1}), {2, 2}, {1, 1}, {0, 0});  // inductor wants both paddings
   if (is_traced(y)) return product_of(x, pooled, b, strided);
   return record<Product<Convolution>>({x, pooled, b}, [&] { return at::avg_pool2d(y, {2, 2}, {2, 2}); },
-                                      [&](auto& node, const Tensor&) { node.keep(strided, {x, pooled, b}); });
+                                      [&](auto& node, const Tensor&) { node.keep(strided, {x, pooled}, b); });
 }
 
 Tensor avg_pool(const Tensor& x, IntArrayRef kernel, IntArrayRef stride, IntArrayRef padding, bool ceil_mode,

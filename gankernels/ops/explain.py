@@ -109,13 +109,15 @@ def explain(
     forward, first, second = _Flops(), _Flops(), _Flops()
     try:
         with forward:
-            score, x, _ = _differentiable_score(op, critic, x.detach(), critic_args, critic_kwargs, output)
+            score, x, _, kept_elsewhere = _differentiable_score(
+                op, critic, x.detach(), critic_args, critic_kwargs, output
+            )
     finally:
         for handle in handles:
             handle.remove()
     names, numbers, why_not = _op.examine_critic(score, x)
     with first:
-        scores, penalty, _ = _op.regularize(score, x, 1.0, 0.0, False, True, op)
+        scores, penalty, _ = _op.regularize(score, x, 1.0, 0.0, False, not kept_elsewhere, op)
     parameters = [p for p in critic.parameters() if p.requires_grad] if isinstance(critic, nn.Module) else []
     with second:
         loss = scores.square().sum() + penalty
@@ -127,8 +129,9 @@ def explain(
         inside = [(first, module) for first, last, module in spans if first < number < last]
         route = _ROUTES.get(name, "stock, weights' gradient of the loss by its own backward")
         operations.append((max(inside)[1] if inside else "", name, f"not folded: {obstacle}" if obstacle else route))
-    folds = not any(why_not)
+    folds = not any(why_not) and not kept_elsewhere
     reasons = [f"{why_not[-1]}"] if why_not[-1] else []
+    reasons += ["it keeps tensors under hooks, as checkpointing does"] if kept_elsewhere else []
     reasons += [f"{module or 'critic'}: {name} {route.removeprefix('not folded: ')}"
                 for module, name, route in operations if route.startswith("not folded")]  # fmt: skip
     f = max(forward.total, 1)

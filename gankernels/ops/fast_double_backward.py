@@ -26,6 +26,7 @@ import contextlib
 
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
@@ -49,7 +50,9 @@ def _route(*functions):
 
 
 def _tuple(value, n):
-    return [value] * n if isinstance(value, int) else list(value)
+    """n numbers, of one or of a sequence of one or n, as torch takes them."""
+    values = list(value) if isinstance(value, (tuple, list)) else [value]
+    return values * n if len(values) == 1 else values
 
 
 def _convolution(dimensions, transposed):
@@ -61,8 +64,8 @@ def _convolution(dimensions, transposed):
             padding = 0
         elif padding == "same":
             total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:])]
-            if any(t % 2 for t in total):
-                return NotImplemented  # pads one side more than the other
+            if any(t % 2 for t in total) or any(s != 1 for s in _tuple(stride, dimensions)):
+                return NotImplemented  # pads one side more than the other, or is refused
             padding = [t // 2 for t in total]
         return _op.fast_convolution.default(
             input,
@@ -148,12 +151,13 @@ def _threshold(input, threshold, value, inplace=False):
 
 @_route(torch.abs, torch.absolute, torch.Tensor.abs, torch.Tensor.absolute)
 def _abs(input):
-    return NotImplemented if input.is_complex() else _op.fast_abs.default(input)
+    return _op.fast_abs.default(input)
 
 
 def _pool_arguments(kernel_size, stride, padding, dimensions):
     kernel = _tuple(kernel_size, dimensions)
-    return kernel, kernel if stride is None or stride == [] else _tuple(stride, dimensions), _tuple(padding, dimensions)
+    stride = kernel if stride is None else _tuple(stride, dimensions) or kernel
+    return kernel, stride, _tuple(padding, dimensions)
 
 
 def _max_pool(dimensions):
@@ -240,8 +244,7 @@ def _prelu(input, weight):
     if input.dim() < 2:
         return NotImplemented
     weight = weight if weight.numel() == 1 else weight.reshape(-1, *[1] * (input.dim() - 2))
-    positive = _op.fast_leaky_relu.default(input, 0.0)
-    return positive + weight * (input - positive)
+    return _op.fast_leaky_relu.default(input, 0.0) + weight * input.clamp_max(0)
 
 
 @_route(F.pad)
@@ -259,16 +262,27 @@ def _group_norm(input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabl
     return _op.fast_group_norm.default(input, weight, bias, num_groups, eps)
 
 
+def _norms_rows(input, shape, *parameters):
+    """Whether a norm over the last dimensions has rows to work on; what does not fit is stock's to refuse."""
+    shape = tuple(shape)
+    return (
+        _kernels(input)
+        and 0 < len(shape) < input.dim()
+        and input.shape[-len(shape) :] == shape
+        and all(p is None or p.shape == shape for p in parameters)
+    )
+
+
 @_route(F.layer_norm, torch.layer_norm)
 def _layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=True):
-    if not _kernels(input) or len(normalized_shape) == input.dim():
+    if not _norms_rows(input, normalized_shape, weight, bias):
         return NotImplemented
     return _op.fast_layer_norm.default(input, weight, bias, list(normalized_shape), eps, True)
 
 
 @_route(F.rms_norm, torch.rms_norm)
 def _rms_norm(input, normalized_shape, weight=None, eps=None):
-    if not _kernels(input) or len(normalized_shape) == input.dim():
+    if not _norms_rows(input, normalized_shape, weight):
         return NotImplemented
     eps = default_eps(input) if eps is None else eps
     return _op.fast_layer_norm.default(input, weight, None, list(normalized_shape), eps, False)
@@ -364,15 +378,21 @@ def _kernels(x):
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 
 
-def _wants_stock():
-    """C++ autograd nodes know no torch.func transform. And what is kept under saved-tensor hooks may be computed anew where this mode is
-    not active: torch.utils.checkpoint counts on finding the same tensors then."""
-    if torch.compiler.is_compiling():
-        return False
-    return (
-        torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-    )
+def _is_real_and_strided(args):
+    """Of the first argument, which is the layer's input in all that take complex, sparse or nested ones."""
+    x = args[0] if args else None
+    return not isinstance(x, torch.Tensor) or not (x.is_complex() or x.is_nested or x.layout is not torch.strided)
+
+
+def _transforms():
+    """Whether a torch.func transform or forward-mode differentiation is under way, which C++ autograd nodes do not know."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def _keeps_elsewhere():
+    """What is kept under saved-tensor hooks may be computed anew where this mode is not active: torch.utils.checkpoint counts on finding
+    the same tensors then, and on their being asked for once in a backward."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 class fast_double_backward(TorchFunctionMode):  # noqa: N801  a context manager, named as users type it
@@ -392,18 +412,29 @@ class fast_double_backward(TorchFunctionMode):  # noqa: N801  a context manager,
     Known too, with a fused second derivative, and no third: layer, group, instance and RMS norm, GELU, SiLU, tanh, sigmoid, softplus,
     ELU, SELU, scaled dot-product attention without a mask or dropout. nn.MultiheadAttention takes attention in its plain form.
 
-    Anything else, tensor subclasses, torch.func transforms and what runs under torch.utils.checkpoint or other saved-tensor hooks
-    included, passes through untouched. Works under torch.compile, autocast, DataParallel.
+    Anything else, tensor subclasses, complex, sparse and nested tensors, torch.func transforms, forward-mode differentiation and what runs
+    under torch.utils.checkpoint or other saved-tensor hooks included, passes through untouched. Works under torch.compile, autocast, DataParallel.
     """
+
+    kept_elsewhere = False  # whether a layer ran under saved-tensor hooks
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         route = _ROUTES.get(func)
-        if route is not None and (not types or _PLAIN.issuperset(types)) and not _wants_stock():
+        if route is not None and not self._wants_stock(types, args, kwargs):
             out = route(*args, **kwargs)
             if out is not NotImplemented:
                 return out
         return func(*args, **kwargs)
+
+    def _wants_stock(self, types, args, kwargs):
+        if not _PLAIN.issuperset(types) or "out" in kwargs or not _is_real_and_strided(args):
+            return True
+        if torch.compiler.is_compiling():
+            return False
+        elsewhere = _keeps_elsewhere()
+        self.kept_elsewhere = self.kept_elsewhere or elsewhere
+        return elsewhere or _transforms()
 
 
 @contextlib.contextmanager

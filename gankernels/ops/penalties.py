@@ -62,7 +62,8 @@ def _score(op: str, outputs, output) -> torch.Tensor:
 
 
 def _differentiable_score(op, critic, x, critic_args, critic_kwargs, output):
-    """The critic's score, the points it is to be differentiated at, and all that the critic returned."""
+    """The critic's score, the points it is to be differentiated at, all that the critic returned, and whether a part of it keeps its
+    tensors elsewhere."""
     check_callable(op, "critic", critic, critic_args, critic_kwargs)
     if not torch.is_grad_enabled():
         raise RuntimeError(f"gankernels.{op}: gradients must be enabled, and this runs under torch.no_grad().")
@@ -70,7 +71,7 @@ def _differentiable_score(op, critic, x, critic_args, critic_kwargs, output):
         x = _op.leaf(x)
     version = None if torch.compiler.is_compiling() else x._version
     try:
-        with fast_double_backward():
+        with fast_double_backward() as mode:
             outputs = critic(x, *critic_args, **(critic_kwargs or {}))
     except RuntimeError as error:
         if "leaf Variable that requires grad is being used in an in-place operation" in str(error):
@@ -97,7 +98,7 @@ def _differentiable_score(op, critic, x, critic_args, critic_kwargs, output):
                 f"gankernels.{op}: a compiled critic cannot be differentiated twice, so its penalty would have no gradient; "
                 f"{_COMPILED}."
             )
-    return score, x, outputs
+    return score, x, outputs, not torch.compiler.is_compiling() and mode.kept_elsewhere
 
 
 def _points(op: str, name: str, points: torch.Tensor) -> torch.Tensor:
@@ -108,7 +109,7 @@ def _points(op: str, name: str, points: torch.Tensor) -> torch.Tensor:
 def _penalise(op, critic, x, weight, target, one_sided, critic_args, critic_kwargs, output, return_norms):
     check_flags(op, one_sided=one_sided, return_norms=return_norms)
     own_leaf = not x.requires_grad
-    score, x, _ = _differentiable_score(op, critic, x, critic_args, critic_kwargs, output)
+    score, x, *_ = _differentiable_score(op, critic, x, critic_args, critic_kwargs, output)
     penalty, norms = _op.input_gradient_penalty(score, x, own_leaf, weight, target, one_sided, op)
     return (penalty, norms) if return_norms else penalty
 
@@ -339,7 +340,7 @@ def path_length_penalty(
             y = noise
         return (images * y).flatten(1).sum(1)
 
-    score, w, _ = _differentiable_score(
+    score, w, *_ = _differentiable_score(
         op, projected, w if w.requires_grad else w.detach(), synthesis_args, synthesis_kwargs, None
     )
     (grads,) = torch.autograd.grad(score, w, score.detach().clamp(1, 1), create_graph=True, allow_unused=True)

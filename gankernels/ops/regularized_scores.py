@@ -55,8 +55,8 @@ def regularized_scores(
     goes down to the input: at most six passes, which are then the minimum. `gk.explain` tells which passes a critic takes.
 
     Exact for every critic. The passes are shared where the score is one number per sample and every operation between x and the score is
-    known to keep samples apart; a critic with batch norm in training, minibatch statistics, hooks on its activations, several
-    scores per sample or an operation that is not known takes the passes of the loss and of the penalty one by one, with one
+    known to keep samples apart; a critic with batch norm in training, minibatch statistics, hooks on its activations, checkpointed
+    parts, several scores per sample or an operation that is not known takes the passes of the loss and of the penalty one by one, with one
     forward for both.
 
     Args:
@@ -79,6 +79,8 @@ def regularized_scores(
     check_batch(op, "x", x)
     check_number(op, "gamma", gamma, 0)
     check_flags(op, fold=fold)
-    score, x, outputs = _differentiable_score(op, critic, x.detach(), critic_args, critic_kwargs, output)
-    scores, penalty, norms = _op.regularize(score, x, gamma / 2, 0.0, False, fold, op)
+    score, x, outputs, kept_elsewhere = _differentiable_score(
+        op, critic, x.detach(), critic_args, critic_kwargs, output
+    )
+    scores, penalty, norms = _op.regularize(score, x, gamma / 2, 0.0, False, fold and not kept_elsewhere, op)
     return RegularizedScores(scores, penalty, norms, outputs)

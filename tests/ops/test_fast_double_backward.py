@@ -3,11 +3,12 @@
 import contextlib
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gankernels as gk
@@ -426,6 +427,153 @@ def test_torch_func_passes_through():
             return model(x).sum()
 
     assert torch.allclose(torch.func.grad(score)(x), torch.func.grad(lambda x: model(x).sum())(x))
+
+
+def derivatives(call, x, *parameters):
+    """A function's values, its gradient in x, and that gradient's in x and the parameters."""
+    real = lambda t: torch.view_as_real(t) if t.is_complex() else t  # noqa: E731
+    x = x.detach().requires_grad_()
+    y = call(x * 1)
+    (g,) = torch.autograd.grad(real(y).square().sum(), x, create_graph=True)
+    inputs = [x, *(p for p in parameters if p.requires_grad)]
+    return y, g, *torch.autograd.grad(real(g).square().sum(), inputs, allow_unused=True, materialize_grads=True)
+
+
+def assert_as_stock(call, x, *parameters, tolerance=1e-12):
+    stock = derivatives(call, x, *parameters)
+    with gk.fast_double_backward():
+        ours = derivatives(call, x, *parameters)
+    for a, b in zip(ours, stock, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16))
+def test_a_bound_that_rounding_moves_outwards_still_stops_the_gradient(dtype):
+    assert_as_stock(lambda x: F.hardtanh(x, -0.51, 0.7), torch.linspace(-2, 2, 50).to(dtype), tolerance=0)
+
+
+COMPLEX = {
+    "linear": (F.linear, (3, 5)),
+    "conv1d": (lambda x, w: F.conv1d(x[0], w), (3, 6, 3)),
+    "conv2d": (F.conv2d, (3, 4, 3, 3)),
+    "conv_transpose2d": (F.conv_transpose2d, (4, 3, 3, 3)),
+    "abs": (lambda x, w: x.abs(), ()),
+    "tanh": (lambda x, w: torch.tanh(x), ()),
+    "reflection_pad": (lambda x, w: F.pad(x, (1, 1, 1, 1), mode="reflect"), ()),
+}
+
+
+@pytest.mark.parametrize("name", COMPLEX)
+def test_complex_features_are_left_to_stock(name):
+    call, shape = COMPLEX[name]
+    weight = torch.randn(shape, dtype=torch.complex128, requires_grad=True)
+    assert_as_stock(lambda x: call(torch.fft.fft(x), weight), torch.randn(IMAGE, dtype=torch.float64), weight)
+
+
+@pytest.mark.parametrize("one", (2, (2,), np.int64(2)), ids=("int", "tuple", "numpy"))
+@pytest.mark.parametrize("layer", (F.max_pool1d, F.avg_pool1d, F.max_pool2d, F.avg_pool2d, F.max_pool3d, F.avg_pool3d))
+def test_one_number_stands_for_all_dimensions(layer, one):
+    shape = (2, 4, *[6] * int(layer.__name__[-2]))
+    assert_as_stock(lambda x: layer(x, one, stride=one), torch.randn(shape, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("one", (2, (2,), np.int64(2)), ids=("int", "tuple", "numpy"))
+def test_one_stride_stands_for_all_dimensions(one):
+    assert_as_stock(lambda x: F.conv2d(x, KERNEL.mT, stride=one), torch.randn(2, 3, 7, 7, dtype=torch.float64))
+
+
+REFUSED = {
+    "strided_same": lambda x: F.conv2d(x[:, :3], KERNEL, stride=2, padding="same"),
+    "layer_norm_of_other_rows": lambda x: F.layer_norm(x, (3,)),
+    "layer_norm_of_a_transposed_scale": lambda x: F.layer_norm(x, (6, 5), torch.ones(5, 6, dtype=x.dtype)),
+    "rms_norm_of_other_rows": lambda x: F.rms_norm(x, (4,)),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_stock_refuses_is_refused(name):
+    x = torch.randn(IMAGE, dtype=torch.float64)
+    with pytest.raises(RuntimeError):
+        REFUSED[name](x)
+    with pytest.raises(RuntimeError), gk.fast_double_backward():
+        REFUSED[name](x)
+
+
+def test_results_may_be_written_to_where_stock_keeps_the_input():
+    for layer in (nn.LeakyReLU(0.2), nn.Hardtanh(), nn.Threshold(0.1, 0.2), nn.SiLU(), nn.GELU(), torch.abs):
+        assert_as_stock(lambda x, layer=layer: layer(x).mul_(3).add_(x), torch.randn(IMAGE, dtype=torch.float64))
+
+
+def test_frozen_linear_layers_keep_no_input_and_biases_may_change():
+    frozen, layer = nn.Linear(5, 5).double().requires_grad_(False), nn.Linear(5, 5).double()
+
+    def call(x):
+        h = x * 2
+        y = frozen(h)
+        h.mul_(3)
+        y = y * layer(h)
+        with torch.no_grad():
+            layer.bias.mul_(1)
+        return y * h
+
+    assert_as_stock(call, torch.randn(3, 5, dtype=torch.float64), layer.weight)
+
+
+def test_one_image_with_an_odd_stride_along_the_batch():
+    """PyTorch 2.13's own batch norm has a wrong gradient there."""
+    x = torch.randn(1, 30, 2, dtype=torch.float64).mT.reshape(1, 2, 6, 5)
+    assert x.stride() == (2, 1, 10, 2) and x.is_contiguous(memory_format=torch.channels_last)
+    mean, variance, weight = torch.randn(3, 2, dtype=torch.float64).square()
+
+    def affine(x):
+        return (x - mean.view(-1, 1, 1)) * (weight * torch.rsqrt(variance + 1e-5)).view(-1, 1, 1)
+
+    results = []
+    for norm in (affine, lambda x: F.batch_norm(x, mean, variance, weight)):
+        leaf = x.detach().requires_grad_()
+        with gk.fast_double_backward():
+            y = norm(leaf)
+        results.append((y, *torch.autograd.grad((y * torch.arange(60).view(y.shape)).sum(), leaf)))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_results_given_to_write_to_are_written():
+    def call(x):
+        scale = torch.empty_like(x)
+        with torch.no_grad():
+            torch.abs(x, out=scale)
+        return x * scale
+
+    assert_as_stock(call, torch.randn(3, 4, dtype=torch.float64))
+
+
+def test_infinite_inputs_of_prelu():
+    x = torch.tensor([[[-math.inf], [0.0], [math.inf]]])
+    with gk.fast_double_backward():
+        assert F.prelu(x, torch.tensor([0.1])).flatten().tolist() == [-math.inf, 0, math.inf]
+
+
+def test_forward_mode_passes_through():
+    model, x = critic(), torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    with forward_ad.dual_level(), gk.fast_double_backward():
+        y = forward_ad.unpack_dual(model(forward_ad.make_dual(x, torch.ones_like(x))))
+    _, tangent = torch.func.jvp(model, (x,), (torch.ones_like(x),))
+    assert torch.equal(y.primal, model(x)) and torch.allclose(y.tangent, tangent)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("make", (torch.Tensor.to_sparse, lambda x: torch.nested.as_nested_tensor([x, x[:2]])))
+def test_sparse_and_nested_inputs_pass_through(make):
+    x, weight = make(torch.randn(3, 5)), torch.randn(2, 5, requires_grad=True)
+    results = []
+    for mode in (contextlib.nullcontext, gk.fast_double_backward):
+        with mode():
+            y = F.linear(x, weight)
+        y = y.to_padded_tensor(0.0) if y.is_nested else y
+        results.append((y, *torch.autograd.grad(y.square().sum(), weight)))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_a_network_it_does_not_know_stays_right():

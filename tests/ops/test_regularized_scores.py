@@ -5,6 +5,7 @@ import gc
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -421,6 +422,37 @@ def test_critics_that_relate_samples_are_not_folded(name):
     model, x = Relating(RELATING[name]).double(), torch.randn(N, 3, dtype=torch.float64)
     assert not folded(model, x)
     assert_equal_to_stock(model, x)
+
+
+@pytest.mark.parametrize(
+    "end", (torch.sgn, lambda h: h**0, lambda h: torch.linalg.vector_norm(h.unsqueeze(-1), ord=0, dim=-1))
+)
+def test_layers_above_a_gradient_that_ends_are_not_folded(end):
+    """The gradient of the input's gradient does not come to them, and neither would what the fold hands on with it."""
+
+    class Critic(Relating):
+        def __init__(self, end):
+            super().__init__(end)
+            self.beside = nn.Linear(3, 1)
+
+        def forward(self, x):
+            return super().forward(x) + self.beside(x)
+
+    model, x = Critic(end).double(), torch.randn(N, 3, dtype=torch.float64)
+    assert not folded(model, x)
+    assert_equal_to_stock(model, x)
+
+
+def test_checkpointed_parts_are_not_folded():
+    """What they keep may be asked for once in a backward."""
+    layer = nn.Linear(N, N)
+    model = Relating(lambda h: torch.utils.checkpoint.checkpoint(lambda h: layer(h).tanh(), h, use_reentrant=False))
+    model.inner = layer
+    model, x = model.double(), torch.randn(N, 3, dtype=torch.float64)
+    assert not folded(model, x)
+    assert_equal_to_stock(model, x)
+    told = gk.explain(model, x)
+    assert not told.folds and "checkpointing" in told.reason
 
 
 def test_hooks_on_the_way_are_not_folded():
