@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, and where ganzoo keeps what it can make again."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -23,6 +24,8 @@ def sweep(folder):
 def write_atomically(path, content):
     """Put the bytes `content` at `path`, all or nothing, also through a power cut."""
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(beside, "wb") as file:

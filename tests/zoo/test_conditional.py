@@ -19,7 +19,8 @@ from torch import nn
 
 
 def small(name, data="ring", **options):
-    sizes = {"width": 1, "latent": 2, "batch": 32, **options}
+    latent = {} if name == "face-aging" else {"latent": 2}
+    sizes = {"width": 1, "batch": 32, **latent, **options}
     return Trainer(
         ganzoo.create(name, **sizes), ganzoo.data.open(data, **({"n": 256} if data == "ring" else {})), seed=1
     )

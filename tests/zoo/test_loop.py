@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 import torch
-from .conftest import DATA, TINY, same
+from .conftest import DATA, same, small_options
 from .toy import POINTS, Growing, Toy, points
 from torch.func import functional_call
 
@@ -398,7 +398,7 @@ def test_a_training_that_ends_before_its_game_has_begun_or_its_networks_have_gro
 def test_variants_with_a_first_phase_of_two_steps_need_a_third(name):
     word, *options = DATA.get(name, ("digits",))
     data = ganzoo.data.open(word, **dict(option.split("=") for option in options))
-    variant = create(name, **{"batch": 16, **TINY[name]})
+    variant = create(name, **small_options(name))
     (said,) = cut_short(Trainer(replace(variant, steps=2), data))
     assert said.startswith("in 2 steps ") and said.endswith("; it takes at least 3")
     assert cut_short(Trainer(replace(variant, steps=3), data)) == []

@@ -9,7 +9,7 @@ import ganzoo
 import numpy as np
 import pytest
 import torch
-from .conftest import DATA, TINY
+from .conftest import DATA, TINY, small_options
 from ganzoo import Trainer, cli
 from ganzoo.metrics.digits import DigitJudge
 from ganzoo.plots import save_animation, save_grid
@@ -58,7 +58,7 @@ def records(run):
 @pytest.mark.parametrize("name", sorted(TINY))
 def test_a_run_leaves_a_folder_that_explains_itself(name, ganzoo_command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = [*as_options({"latent": 8, "batch": 16, **TINY[name]}), "--no-tensorboard", "--compare-blocks", "0"]
+    options = [*as_options(small_options(name)), "--no-tensorboard", "--compare-blocks", "0"]
     word, *data_options = DATA.get(name, ("digits",))
     if name in DATA:
         options += ["--data", word, *(["--data-options", *data_options] if data_options else [])]
@@ -214,6 +214,9 @@ def test_what_can_be_done_with_a_run(ganzoo_command, tmp_path, monkeypatch):
     )
 
     assert ganzoo_command("plot", run, "--figures", "critic_loss", "--out", "one.png")[0] == 0
+    for folder in ("runs", "/", "."):
+        sentence = f"ganzoo: --out must be a file that can be written (Is a directory), got {folder}.\n"
+        assert ganzoo_command("sample", run, "--n", 1, "--out", folder) == (2, "", sentence)
     assert Image.open("one.png").size[1] < Image.open(run / "curves.png").size[1]
     assert ganzoo_command("plot", run, run, "--figures", "critic_loss", "generator_loss", "--out", "both.pdf")[0] == 0
     assert Path("both.pdf").read_bytes().startswith(b"%PDF")
@@ -401,6 +404,9 @@ def test_a_run_and_its_data_can_be_moved(ganzoo_command, tmp_path, monkeypatch):
     Path("pictures").rename("elsewhere")
     status, _, err = ganzoo_command("resume", run, "--steps", 4)
     assert status == 2 and err.startswith("ganzoo: --data must be one of") and err.endswith("got 'pictures'.\n")
+    status, _, err = ganzoo_command("resume", run, "--steps", 4, "--data", "ring")
+    said = "ganzoo: moved/checkpoint.pt does not fit the networks that its config.json makes for ring.\n"
+    assert (status, err) == (2, said)
     assert ganzoo_command("resume", run, "--steps", 4, "--data", "elsewhere")[0] == 0
     assert "ganzoo resume moved\n" in (run / "README.txt").read_text()
     assert ganzoo_command("resume", run, "--steps", 6)[0] == 0 and ganzoo.load(run).steps == 6

@@ -1,10 +1,10 @@
 import copy
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from .conftest import IMAGES_ONLY, TINY, same
+from .conftest import IMAGES_ONLY, TINY, same, small_options
 from torch import nn
 
 import ganzoo
@@ -32,6 +32,17 @@ def test_a_seed_repeats_to_the_bit(tiny, tiny_data):
 def test_another_seed_is_another_run(tiny, tiny_data):
     first, second = Trainer(tiny, tiny_data, seed=3), Trainer(tiny, tiny_data, seed=4)
     assert not torch.equal(first.sample(4), second.sample(4))
+
+
+def test_those_that_have_the_option_latent_draw_latents_of_that_size(tiny, tiny_data):
+    if "latent" not in tiny.options():
+        pytest.skip("it draws none")
+
+    def size(latent):
+        variant = Trainer(replace(tiny, latent=latent), tiny_data).variant
+        return variant.latents(1, torch.Generator()).numel()
+
+    assert size(9) - size(7) == 2 * (tiny_data.shape[0] if tiny.name == "rnn-gan" else 1)
 
 
 def test_the_callers_random_numbers_are_left_alone(tiny, tiny_data):
@@ -96,7 +107,7 @@ def test_large_images_train_alike_with_fewer_of_stocks_convolutions(name):
 
 @pytest.mark.parametrize("name", sorted(TINY.keys() - IMAGES_ONLY))
 def test_points_are_trained_on_too(name):
-    variant = ganzoo.create(name, **TINY[name], latent=2, batch=16)
+    variant = ganzoo.create(name, **small_options(name) | ({"latent": 2} if "latent" in small_options(name) else {}))
     ours, stock = (Trainer(variant, ganzoo.data.open("ring", n=64), ops=ops) for ops in ("gankernels", "stock"))
     before = ours.sample(64)
     first = variant.schedule(0)[:1]

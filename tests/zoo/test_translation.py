@@ -381,6 +381,15 @@ def pyramid(**options):
     return Trainer(variant, ganzoo.data.open("photos", size=32, photo="china"))
 
 
+def test_lapgan_names_the_most_doublings_that_images_have():
+    for size, most in ((16, 1), (32, 2)):
+        sentence = f"doublings must be at most {most} for images of {size} x {size} pixels, got 3."
+        with pytest.raises(ArgumentError, match=sentence):
+            Trainer(ganzoo.create("lapgan", width=1, doublings=3), ganzoo.data.open("photos", size=size))
+    with pytest.raises(ArgumentError, match="data must be square images with a side of 8, .* got 3 x 24 x 24"):
+        Trainer(ganzoo.create("lapgan", width=1, doublings=1), ganzoo.data.open("photos", size=24))
+
+
 def test_lapgans_levels_are_trained_apart_on_real_images_of_the_level_below():
     trainer = pyramid()
     before = [loss_of(trainer, f"g{level}") for level in range(3)]

@@ -20,7 +20,7 @@ from ganzoo.metrics.digits import DigitJudge
 from ganzoo.options import Checked, Count, CountOrZero
 from ganzoo.plots import save_curves, save_samples
 from ganzoo.training import distributed
-from ganzoo.training.checkpoint import Saver, load_checkpoint, save_checkpoint
+from ganzoo.training.checkpoint import CHECKPOINT, Saver, load_checkpoint, save_checkpoint
 from ganzoo.training.compare import compare_speed, speed_line
 from ganzoo.training.draw import check_seed
 from ganzoo.training.health import Diverged, Health, alarms, cut_short
@@ -199,7 +199,11 @@ def resume(folder, steps=0, data=""):
     if state["steps"] >= variant.steps:
         raise ArgumentError("steps", f"above the {state['steps']} that {folder} has", variant.steps)
     trainer = _trainer(variant, options)
-    trainer.load_state_dict(state)
+    try:
+        trainer.load_state_dict(state)
+    except (KeyError, RuntimeError, ValueError) as error:
+        networks = f"the networks that its config.json makes for {options.data}"
+        raise Error(f"{folder / CHECKPOINT} does not fit {networks}.") from error
     if distributed.rank() == 0:
         sweep(folder)
         _describe(folder, config)

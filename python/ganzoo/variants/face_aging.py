@@ -1,5 +1,6 @@
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,7 @@ class FaceAging(Alternating, FromImages):
     """
 
     conditional = True
+    latent: ClassVar[None] = None  # no option
     identity_weight: NotNegative = 30.0
     """λ₁, the weight of what changes in the features of identity."""
     age_weight: NotNegative = 0.1

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ganzoo.errors import ArgumentError
-from ganzoo.networks import dcgan, lapgan
+from ganzoo.networks import dcgan, doublings, lapgan
 from ganzoo.objectives import minimax_discriminator, non_saturating_generator
 from ganzoo.options import Betas, Count, Positive
 from ganzoo.variants.base import Networks, Player, Variant, register
@@ -39,10 +39,10 @@ class LAPGAN(Variant):
         return tuple(f"g{level}" for level in range(self.doublings + 1))
 
     def networks(self, data, ops):
-        factor = 2**self.doublings
-        if data.points or any(side % factor for side in data.shape[1:]):
-            wanted = f"images whose sides are multiples of {factor}, as doublings has it"
-            raise ArgumentError("data", wanted, " x ".join(map(str, data.shape)))
+        most = doublings(data.shape) - 1
+        if self.doublings > most:
+            size = " x ".join(map(str, data.shape[1:]))
+            raise ArgumentError("doublings", f"at most {most} for images of {size} pixels", self.doublings)
         channels, height, width = data.shape
         self.shapes = [(channels, height >> n, width >> n) for n in reversed(range(self.doublings + 1))]
         networks = Networks(

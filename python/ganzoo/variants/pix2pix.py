@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -26,6 +27,7 @@ class Pix2pix(Alternating, Translating):
     adversary = ""  # what it judges are pairs
     usual_data = ("glyphs",)
     form = "paired"
+    latent: ClassVar[None] = None  # no option
     steps: Count = 2000
     batch: Count = 16
     ema: Decay = 0.0

@@ -1,6 +1,7 @@
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ class SinGAN(Variant):
     """
 
     usual_data = ("photos", "photo=china", "size=0")
+    latent: ClassVar[None] = None  # no option: there is noise for every pixel
     steps: Count = 1200
     batch: Count = 1
     steps_per_scale: Count = 200

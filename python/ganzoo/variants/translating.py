@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ class FromImages(Variant):
     a latent is a number in [0, 1) that says which of them."""
 
     samplers = ("generator", "sources")
+    latent: ClassVar[None] = None  # no option
 
     def latents(self, count, generator):
         rounds = -(-count // KEPT)
