@@ -2,7 +2,6 @@
 // mapping network take twice as long as its kernels, and they do not know which gradients a backward asks for.
 #include "fold.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 namespace {
@@ -10,11 +9,6 @@ namespace {
 using namespace gk;
 using Side = optional<Tensor>;
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-
-template <class Signature>
-auto registered(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
 
 // Of the numbers that activations have by their order in gankernels/ops/bias_act.py; up to kLeakyReLU they are piecewise linear.
 enum : int64_t { kLinear = 0, kLeakyReLU = 2, kSwish = 8 };
@@ -29,8 +23,6 @@ struct Shape {
   bool is_linear() const { return act == kLinear && !clamp; }
   bool keeps_y(bool scaled) const { return !scaled && act != kSwish && (act != kLeakyReLU || alpha >= 0); }
 };
-
-Side optional_of(const Tensor& t) { return t.defined() ? Side(t) : std::nullopt; }
 
 Tensor like(const Side& side, const Tensor& gradient) { return side ? gradient.to(side->scalar_type()) : Tensor(); }
 
@@ -100,21 +92,6 @@ struct BiasAct : OfShape, KnowsRows {
   }
 };
 
-template <class N>
-auto node_of(std::initializer_list<Tensor> inputs, const Shape& f) {
-  auto node = make_node<N>();
-  node->f = f;
-  torch::autograd::edge_list edges;
-  for (const Tensor& t : inputs) edges.push_back(t.defined() ? torch::autograd::impl::gradient_edge(t) : Edge());
-  node->set_next_edges(std::move(edges));
-  return node;
-}
-
-bool need_gradient(std::initializer_list<Tensor> inputs) {
-  return at::GradMode::is_enabled() &&
-         std::any_of(inputs.begin(), inputs.end(), [](const Tensor& t) { return t.defined() && t.requires_grad(); });
-}
-
 Tensor bias_act(const Tensor& x, const Side& scale_, const Side& noise_, const Side& b_, int64_t act, double alpha, double gain,
                 optional<double> clamp) {
   const Tensor scale = scale_.value_or(Tensor()), noise = noise_.value_or(Tensor()), b = b_.value_or(Tensor());
@@ -128,7 +105,8 @@ Tensor bias_act(const Tensor& x, const Side& scale_, const Side& noise_, const S
   }();
   if (need_gradient(inputs)) {
     const Shape f{act, alpha, gain, clamp};
-    auto node = node_of<BiasAct>(inputs, f);
+    auto node = node_of<BiasAct>(inputs);
+    node->f = f;
     torch::autograd::set_history(y, node);
     if (!f.keeps_y(scale.defined())) {
       node->save(inputs);
@@ -155,7 +133,8 @@ Gradients first_derivative(const Tensor& grad, const Tensor& saved_, const Side&
     return op.call(grad, saved_, scale_, of_noise ? noise_ : std::nullopt, of_b ? b_ : std::nullopt, f.act, f.alpha, f.gain, f.clamp);
   }();
   if (need_gradient(inputs)) {
-    auto node = node_of<BiasActBackward>(inputs, f);
+    auto node = node_of<BiasActBackward>(inputs);
+    node->f = f;
     node->of_noise = of_noise;
     node->of_b = of_b;
     for (const Tensor& t : {std::get<0>(out), std::get<1>(out), std::get<2>(out), std::get<3>(out)})

@@ -4,10 +4,12 @@
 
 #include <ATen/ATen.h>
 #include <ATen/FuncTorchTLS.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
 
+#include <algorithm>
 #include <atomic>
 #include <type_traits>
 
@@ -38,6 +40,14 @@ auto make_node() {
   } else {
     return c10::make_intrusive<N>();
   }
+}
+
+inline optional<Tensor> optional_of(const Tensor& t) { return t.defined() ? optional<Tensor>(t) : std::nullopt; }
+
+// The op of a name, to call(); `Signature` is that of its schema.
+template <class Signature>
+auto registered(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
 // A node and the tensors it saved. `output` is the one among them that the node itself made: saved without a cycle.
@@ -72,27 +82,35 @@ inline bool is_traced(const Tensor& t) {
          t.key_set().has_any(c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize}));
 }
 
-// Runs compute() below autograd; where one of `inputs` needs a gradient, records it as an N with an edge to each (fill(node, y)).
-template <class N, class Compute, class Fill>
-Tensor record(std::initializer_list<Tensor> inputs, const Compute& compute, const Fill& fill) {
-  refuse_other_autograds(inputs);
-  const auto y = [&] {
-    at::AutoDispatchBelowADInplaceOrView below;
-    return compute();
-  };
-  bool requires_grad = false;
-  if (at::GradMode::is_enabled())
-    for (const Tensor& t : inputs) requires_grad |= t.defined() && t.requires_grad();
-  if (!requires_grad) return y();
+inline bool need_gradient(std::initializer_list<Tensor> inputs) {
+  return at::GradMode::is_enabled() &&
+         std::any_of(inputs.begin(), inputs.end(), [](const Tensor& t) { return t.defined() && t.requires_grad(); });
+}
+
+// A node with an edge to each of `inputs`.
+template <class N>
+auto node_of(std::initializer_list<Tensor> inputs) {
   auto node = make_node<N>();
   torch::autograd::edge_list edges;
   edges.reserve(inputs.size());
   for (const Tensor& t : inputs) edges.push_back(t.defined() ? torch::autograd::impl::gradient_edge(t) : Edge());
   node->set_next_edges(std::move(edges));
-  Tensor result = y();
-  torch::autograd::set_history(result, node);
-  fill(*node, result);
-  return result;
+  return node;
+}
+
+// Runs compute() below autograd; where one of `inputs` needs a gradient, records it as an N with an edge to each (fill(node, y)).
+template <class N, class Compute, class Fill>
+Tensor record(std::initializer_list<Tensor> inputs, const Compute& compute, const Fill& fill) {
+  refuse_other_autograds(inputs);
+  const Tensor y = [&] {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return compute();
+  }();
+  if (!need_gradient(inputs)) return y;
+  auto node = node_of<N>(inputs);
+  torch::autograd::set_history(y, node);
+  fill(*node, y);
+  return y;
 }
 
 }  // namespace gk

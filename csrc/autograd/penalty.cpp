@@ -4,18 +4,12 @@
 
 #include "fold.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/library.h>
 
 namespace gk {
 
 namespace {
-
-template <class Signature>
-auto registered(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
 
 struct PenaltyGradient : SavingNode {
   Penalty penalty;

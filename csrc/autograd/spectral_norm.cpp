@@ -2,7 +2,6 @@
 // takes 220 us, forward and backward: as long as the kernels need for the discriminator of 32x32 images.
 #include "nodes.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 namespace {
@@ -10,11 +9,6 @@ namespace {
 using namespace gk;
 using at::TensorList;
 using Tensors = std::vector<Tensor>;
-
-template <class Signature>
-auto registered(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
 
 Tensors normalize_bwd(TensorList grads, TensorList weights, const Tensor& uv, const Tensor& sigma, IntArrayRef dims,
                       IntArrayRef layers);

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "../common.h"
+#include "../group_norm.h"
 #include "pages.h"
 #include "vec.h"
 
@@ -440,23 +441,6 @@ Tensor per_channel(const optional<Tensor>& t, const Tensor& x, double value) {
 Tensor per_channel_output(const Tensor& x, bool wanted) {
   const std::array<int64_t, 1> channels{wanted ? x.size(1) : 0};
   return torch::stable::new_empty(x, channels, accumulate_type(x.scalar_type()));
-}
-
-// Stock's kernels are faster where there are pixels.
-bool stock_takes(const Tensor& x, bool centre) {
-  return centre && x.numel() > x.size(0) * x.size(1) && (x.dim() == 4 || x.size(1) == 1 || x.stride(1) != 1);
-}
-
-// Stock's derivative takes the sum of g (x - mean) for a difference of two sums, which loses digits where a mean outweighs the
-// deviation from it.
-bool stock_derives(const Tensor& x, const Tensor& mean, const Tensor& rstd, bool centre) {
-  if (!stock_takes(x, centre)) return false;
-  bool small = true;
-  dispatch_floating("group_norm_bwd", x.scalar_type(), [&]<class T>() {
-    using A = accumulate_t<T>;
-    for (int64_t g = 0; g < mean.numel(); ++g) small &= std::abs(data<A>(mean)[g] * data<A>(rstd)[g]) <= A(1);
-  });
-  return small;
 }
 
 // op(tensors..., N, C, pixels, groups, further) of stock's, whose results are three tensors.
