@@ -113,36 +113,23 @@ def _gelu_bwd_bwd_triton(grad_grad, grad, x, tanh_form):
     return grad_out, x_out
 
 
-# --- fake and derivatives ---
+# --- fakes; the derivatives are in csrc/autograd/gelu.cpp ---
 
 
 def _fake(x, tanh_form):
     return torch.empty_like(_dense(x))
 
 
-def _setup_context(ctx, inputs, output):
-    *tensors, ctx.tanh_form = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx, grad):
-    return _op.gelu_bwd(grad, *ctx.saved_tensors, ctx.tanh_form), None
-
-
 def _bwd_fake(grad, x, tanh_form):
     return torch.empty_like(_dense(x))
-
-
-def _bwd_backward(ctx, grad_grad):
-    return *_op.gelu_bwd_bwd(grad_grad, *ctx.saved_tensors, ctx.tanh_form), None
 
 
 def _bwd_bwd_fake(grad_grad, grad, x, tanh_form):
     return torch.empty_like(_dense(x)), torch.empty_like(_dense(x))
 
 
-register("gelu", fake=_fake, backward=_backward, setup_context=_setup_context, cuda=_gelu_triton, keeps_rows=True)
-register("gelu_bwd", fake=_bwd_fake, backward=_bwd_backward, setup_context=_setup_context, cuda=_gelu_bwd_triton)
+register("gelu", fake=_fake, cpp_autograd=True, cuda=_gelu_triton)
+register("gelu_bwd", fake=_bwd_fake, cpp_autograd=True, cuda=_gelu_bwd_triton)
 register("gelu_bwd_bwd", fake=_bwd_bwd_fake, cuda=_gelu_bwd_bwd_triton)
 
 
