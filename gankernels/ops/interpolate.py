@@ -80,62 +80,7 @@ def _interpolate_bwd_triton(grad, eps, real, fake):
     return real_grad, fake_grad, partial.sum(1)
 
 
-# --- fake and derivatives ---
-
-
-def _column(t, like):
-    """A number per sample, to multiply `like` with."""
-    return t.view(-1, *[1] * (like.dim() - 1))
-
-
-def _eps_gradient(grad, real, fake, dtype):
-    """<grad_i, real_i - fake_i> where nothing else is asked for, in plain PyTorch."""
-    products = grad.to(dtype) * (real.to(dtype) - fake.to(dtype))
-    return products.sum(tuple(range(1, grad.dim()))) if grad.dim() > 1 else products
-
-
-def _setup_context(ctx, inputs, output):
-    real, fake, eps = inputs
-    ctx.save_for_backward(eps, *((real, fake) if ctx.needs_input_grad[2] else ()))
-
-
-def _backward(ctx, grad):
-    eps, *points = ctx.saved_tensors
-    real_grad = fake_grad = eps_grad = None
-    if ctx.needs_input_grad[0] and ctx.needs_input_grad[1]:
-        real_grad, fake_grad, eps_grad = _op.interpolate_bwd(grad, eps, *(points or (None, None)))
-        return real_grad, fake_grad, eps_grad if points else None
-    column = _column(eps, grad)
-    if ctx.needs_input_grad[0]:
-        real_grad = (column * grad).to(grad.dtype)
-    if ctx.needs_input_grad[1]:
-        fake_grad = ((1 - column) * grad).to(grad.dtype)
-    if ctx.needs_input_grad[2]:
-        eps_grad = _eps_gradient(grad, *points, eps.dtype)
-    return real_grad, fake_grad, eps_grad
-
-
-def _bwd_setup_context(ctx, inputs, output):
-    grad, eps, real, fake = inputs
-    ctx.of_eps = real is not None
-    ctx.save_for_backward(
-        eps, *((grad,) if ctx.needs_input_grad[1] or ctx.of_eps else ()), *((real, fake) if ctx.of_eps else ())
-    )
-
-
-def _bwd_backward(ctx, v_real, v_fake, v_eps):
-    eps, *rest = ctx.saved_tensors
-    grad_grad = _op.interpolate(v_real, v_fake, eps)
-    eps_grad = real_grad = fake_grad = None
-    if ctx.needs_input_grad[1]:
-        eps_grad = _eps_gradient(rest[0], v_real, v_fake, eps.dtype)
-    if ctx.of_eps:
-        grad, real, fake = rest
-        column = _column(v_eps, grad)
-        grad_grad = (grad_grad + column * (real.to(eps.dtype) - fake.to(eps.dtype))).to(grad.dtype)
-        real_grad = (column * grad).to(grad.dtype)
-        fake_grad = -real_grad
-    return grad_grad, eps_grad, real_grad, fake_grad
+# --- fakes; the derivatives are in csrc/autograd/interpolate.cpp ---
 
 
 def _fake(real, fake, eps):
@@ -147,14 +92,8 @@ def _bwd_fake(grad, eps, real, fake):
     return fake_like(grad), fake_like(grad), eps.new_empty(0 if real is None else grad.shape[0])
 
 
-register("interpolate", fake=_fake, backward=_backward, setup_context=_setup_context, cuda=_interpolate_triton)
-register(
-    "interpolate_bwd",
-    fake=_bwd_fake,
-    backward=_bwd_backward,
-    setup_context=_bwd_setup_context,
-    cuda=_interpolate_bwd_triton,
-)
+register("interpolate", fake=_fake, cpp_autograd=True, cuda=_interpolate_triton)
+register("interpolate_bwd", fake=_bwd_fake, cpp_autograd=True, cuda=_interpolate_bwd_triton)
 
 
 def interpolate(
