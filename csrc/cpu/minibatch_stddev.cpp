@@ -12,17 +12,44 @@ namespace {
 
 constexpr int64_t kElements = 512;  // of a sample, with all their group in the cache
 
-// x - mean over the group is x_g - mean[p]; r = 1 / sigma.
+// x - mean over the group is x_g - mean[p].
 template <class T, class A>
-GK_MULTIVERSION void statistics(const T* x, int64_t stride, int64_t group, int64_t n, A eps, A* __restrict mean,
-                                A* __restrict r) {
-  for (int64_t p = 0; p < n; ++p) mean[p] = r[p] = 0;
+GK_INLINE void moments(const T* x, int64_t stride, int64_t group, int64_t n, A* __restrict mean, A* __restrict squares) {
+  for (int64_t p = 0; p < n; ++p) mean[p] = squares[p] = 0;
   for (int64_t g = 0; g < group; ++g)
     for (int64_t p = 0; p < n; ++p) mean[p] += A(x[g * stride + p]);
   for (int64_t p = 0; p < n; ++p) mean[p] /= A(group);
   for (int64_t g = 0; g < group; ++g)
-    for (int64_t p = 0; p < n; ++p) r[p] += (A(x[g * stride + p]) - mean[p]) * (A(x[g * stride + p]) - mean[p]);
+    for (int64_t p = 0; p < n; ++p) squares[p] += (A(x[g * stride + p]) - mean[p]) * (A(x[g * stride + p]) - mean[p]);
+}
+
+// r = 1 / sigma.
+template <class T, class A>
+GK_MULTIVERSION void statistics(const T* x, int64_t stride, int64_t group, int64_t n, A eps, A* __restrict mean,
+                                A* __restrict r) {
+  moments(x, stride, group, n, mean, r);
   for (int64_t p = 0; p < n; ++p) r[p] = 1 / std::sqrt(r[p] / A(group) + eps);
+}
+
+// The sum of kElements numbers at most.
+template <class A>
+GK_INLINE double sum(const A* a, int64_t n) {
+  A lanes[kLanes] = {};
+  double total = 0;
+  const int64_t whole = n - n % kLanes;
+  for (int64_t p = 0; p < whole; p += kLanes)
+    for (int j = 0; j < kLanes; ++j) lanes[j] += a[p + j];
+  for (int j = 0; j < kLanes; ++j) total += lanes[j];
+  for (int64_t p = whole; p < n; ++p) total += a[p];
+  return total;
+}
+
+template <class T, class A>
+GK_MULTIVERSION double sum_of_deviations(const T* x, int64_t stride, int64_t group, int64_t n, A eps) {
+  A mean[kElements], sigma[kElements];
+  moments(x, stride, group, n, mean, sigma);
+  for (int64_t p = 0; p < n; ++p) sigma[p] = std::sqrt(sigma[p] / A(group) + eps);
+  return sum(sigma, n);
 }
 
 // out_g = factor (x_g - mean) r.
@@ -33,10 +60,11 @@ GK_MULTIVERSION void bwd_chunk(const T* x, const A* mean, const A* r, int64_t st
     for (int64_t p = 0; p < n; ++p) out[g * stride + p] = T(factor * (A(x[g * stride + p]) - mean[p]) * r[p]);
 }
 
-// With y = x - mean and u = v - mean of v: dots = <y, v> r, out_g = factor (u_g r - y_g <y, v> r^3 / G).
+// With y = x - mean and u = v - mean of v: dots = <y, v> r, out_g = factor (u_g r - y_g <y, v> r^3 / G). Returns the sum of dots.
 template <class T, class A>
-GK_MULTIVERSION void bwd_bwd_chunk(const T* x, const T* v, const A* mean, const A* r, int64_t stride, int64_t group,
-                                   int64_t n, A factor, A* __restrict dots, A* __restrict v_mean, T* __restrict out) {
+GK_MULTIVERSION double bwd_bwd_chunk(const T* x, const T* v, const A* mean, const A* r, int64_t stride, int64_t group,
+                                     int64_t n, A factor, T* __restrict out) {
+  A dots[kElements], v_mean[kElements];
   for (int64_t p = 0; p < n; ++p) dots[p] = v_mean[p] = 0;
   for (int64_t g = 0; g < group; ++g)
     for (int64_t p = 0; p < n; ++p) {
@@ -52,6 +80,7 @@ GK_MULTIVERSION void bwd_bwd_chunk(const T* x, const T* v, const A* mean, const 
       const A y = A(x[g * stride + p]) - mean[p], u = A(v[g * stride + p]) - v_mean[p];
       out[g * stride + p] = T(factor * r[p] * (u - y * r[p] * dots[p] / A(group)));
     }
+  return sum(dots, n);
 }
 
 struct Layout {
@@ -126,9 +155,7 @@ Tensor minibatch_stddev(const Tensor& x_, int64_t group_size, int64_t num_channe
   dispatch_floating(op, x.scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;
     for_each_slot(layout, [&](int64_t, int64_t slot, int64_t at, int64_t n) {
-      A mean[kElements], r[kElements];
-      statistics(data<T>(x) + at, layout.stride(), layout.group, n, A(eps), mean, r);
-      for (int64_t p = 0; p < n; ++p) partial[slot] += 1 / r[p];
+      partial[slot] = sum_of_deviations(data<T>(x) + at, layout.stride(), layout.group, n, A(eps));
     });
     sum_slots(partial, layout, 1. / layout.length, mutable_data<T>(out));
   });
@@ -167,12 +194,11 @@ std::tuple<Tensor, Tensor> minibatch_stddev_bwd_bwd(const Tensor& grad_grad_, co
   dispatch_floating(op, x.scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;
     for_each_slot(layout, [&](int64_t row, int64_t slot, int64_t at, int64_t n) {
-      A mean[kElements], r[kElements], dots[kElements], v_mean[kElements];
+      A mean[kElements], r[kElements];
       statistics(data<T>(x) + at, layout.stride(), layout.group, n, A(eps), mean, r);
       const A factor = A(data<T>(grad)[row]) / A(layout.length * layout.group);
-      bwd_bwd_chunk(data<T>(x) + at, data<T>(v) + at, mean, r, layout.stride(), layout.group, n, factor, dots, v_mean,
-                    mutable_data<T>(x_out) + at);
-      for (int64_t p = 0; p < n; ++p) partial[slot] += dots[p];
+      partial[slot] = bwd_bwd_chunk(data<T>(x) + at, data<T>(v) + at, mean, r, layout.stride(), layout.group, n, factor,
+                                    mutable_data<T>(x_out) + at);
     });
     sum_slots(partial, layout, 1. / (layout.length * layout.group), mutable_data<T>(grad_out));
   });

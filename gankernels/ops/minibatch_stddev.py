@@ -183,49 +183,23 @@ def _minibatch_stddev_bwd_bwd_triton(grad_grad, grad, x, group_size, num_channel
     return (partial.sum(-1) / (length * group_size)).to(x.dtype), x_out
 
 
-# --- fake and derivatives ---
+# --- fakes; the derivatives are in csrc/autograd/minibatch_stddev.cpp ---
 
 
 def _fake(x, group_size, num_channels, eps):
     return x.new_empty(x.shape[0] // group_size, num_channels)
 
 
-def _setup_context(ctx, inputs, output):
-    x, *ctx.constants = inputs
-    ctx.save_for_backward(x)
-
-
-def _backward(ctx, grad):
-    return _op.minibatch_stddev_bwd(grad, *ctx.saved_tensors, *ctx.constants), None, None, None
-
-
 def _bwd_fake(grad, x, group_size, num_channels, eps):
     return torch.empty_like(_grouped(x, num_channels))
-
-
-def _bwd_setup_context(ctx, inputs, output):
-    grad, x, *ctx.constants = inputs
-    ctx.save_for_backward(grad, x)
-
-
-def _bwd_backward(ctx, grad_grad):
-    return *_op.minibatch_stddev_bwd_bwd(grad_grad, *ctx.saved_tensors, *ctx.constants), None, None, None
 
 
 def _bwd_bwd_fake(grad_grad, grad, x, group_size, num_channels, eps):
     return grad.new_empty(grad.shape), torch.empty_like(_grouped(x, num_channels))
 
 
-register(
-    "minibatch_stddev", fake=_fake, backward=_backward, setup_context=_setup_context, cuda=_minibatch_stddev_triton
-)
-register(
-    "minibatch_stddev_bwd",
-    fake=_bwd_fake,
-    backward=_bwd_backward,
-    setup_context=_bwd_setup_context,
-    cuda=_minibatch_stddev_bwd_triton,
-)
+register("minibatch_stddev", fake=_fake, cpp_autograd=True, cuda=_minibatch_stddev_triton)
+register("minibatch_stddev_bwd", fake=_bwd_fake, cpp_autograd=True, cuda=_minibatch_stddev_bwd_triton)
 register("minibatch_stddev_bwd_bwd", fake=_bwd_bwd_fake, cuda=_minibatch_stddev_bwd_bwd_triton)
 
 
