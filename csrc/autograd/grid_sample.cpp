@@ -4,19 +4,13 @@
 //   input(g, p) is the gradient in x, linear in g: its derivatives are S and grid again;
 //   grid(g, x, p) the gradient in p, linear in g and in x: given u, the gradient arriving at it, its derivatives are those of
 //   <g, T(x, p, u)>, where T is the derivative of S along u. T is four gathers of stock, which differentiate by themselves.
-#include <ATen/ATen.h>
-#include <c10/util/Type.h>
-#include <torch/csrc/autograd/custom_function.h>
-#include <torch/library.h>
-
 #include "fold.h"
+
+#include <torch/library.h>
 
 namespace {
 
-using at::Tensor;
-using torch::autograd::AutogradContext;
-using torch::autograd::Function;
-using torch::autograd::variable_list;
+using namespace gk;
 
 constexpr int64_t kBilinear = 0, kZeros = 0, kReflection = 2;  // as grid_sampler_2d numbers them
 
@@ -24,17 +18,6 @@ struct Mode {
   int64_t padding;
   bool align_corners;
 };
-
-void keep(AutogradContext* ctx, Mode mode, const variable_list& saved) {
-  ctx->set_materialize_grads(false);
-  ctx->save_for_backward(saved);
-  ctx->saved_data["padding"] = mode.padding;
-  ctx->saved_data["align_corners"] = mode.align_corners;
-}
-
-Mode kept(AutogradContext* ctx) {
-  return {ctx->saved_data["padding"].toInt(), ctx->saved_data["align_corners"].toBool()};
-}
 
 // ---------------------------------------------------------------------------------------------------------------------
 // T by gathers
@@ -143,74 +126,90 @@ std::tuple<Tensor, Tensor> backward(const Tensor& g, const Tensor& x, const Tens
   return at::grid_sampler_2d_backward(g, x, grid, kBilinear, mode.padding, mode.align_corners, mask);
 }
 
-struct GridSampleInput;
-struct GridSampleGrid;
-
-struct GridSample : Function<GridSample> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& grid, Mode mode) {
-    keep(ctx, mode, {x, grid});
-    return at::grid_sampler_2d(x, grid, kBilinear, mode.padding, mode.align_corners);
-  }
-  static variable_list backward(AutogradContext* ctx, variable_list grads);
+struct Sampling : SavingNode {
+  Mode mode;
 };
 
-struct GridSampleInput : Function<GridSampleInput> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& g, const Tensor& grid, const Tensor& x, Mode mode) {
-    keep(ctx, mode, {g, grid});
-    return std::get<0>(::backward(g, x, grid, mode, {true, false}));
-  }
-  static variable_list backward(AutogradContext* ctx, variable_list grads);
-};
-
-struct GridSampleGrid : Function<GridSampleGrid> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& g, const Tensor& x, const Tensor& grid, Mode mode) {
-    keep(ctx, mode, {g, x, grid});
-    return std::get<1>(::backward(g, x, grid, mode, {false, true}));
-  }
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    if (!grads[0].defined()) return {Tensor(), Tensor(), Tensor(), Tensor()};
-    const auto saved = ctx->get_saved_variables();
-    const std::array<bool, 3> mask{ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2)};
-    auto [g, x, grid] = tangent(grads[0], saved[0], saved[1], saved[2], kept(ctx), mask);
-    return {g, x, grid, Tensor()};
-  }
-};
-
-variable_list GridSample::backward(AutogradContext* ctx, variable_list grads) {
-  if (!grads[0].defined()) return {Tensor(), Tensor(), Tensor()};
-  const auto saved = ctx->get_saved_variables();
-  const Tensor &x = saved[0], &grid = saved[1];
-  const bool needs_x = ctx->needs_input_grad(0), needs_grid = ctx->needs_input_grad(1);
-  Tensor gx, ggrid;
-  if (!at::GradMode::is_enabled()) {
-    std::tie(gx, ggrid) = ::backward(grads[0], x, grid, kept(ctx), {needs_x, needs_grid});
-  } else {
-    if (needs_x) gx = GridSampleInput::apply(grads[0], grid, x.detach(), kept(ctx));
-    if (needs_grid) ggrid = GridSampleGrid::apply(grads[0], x, grid, kept(ctx));
-  }
-  return {gx, needs_grid ? ggrid : Tensor(), Tensor()};
+template <class N>
+Tensor record_sampling(std::initializer_list<Tensor> inputs, Mode mode, const auto& compute) {
+  return record<N>(inputs, compute, [&](auto& node, const Tensor&) {
+    node.mode = mode;
+    node.save(inputs);
+  });
 }
 
-variable_list GridSampleInput::backward(AutogradContext* ctx, variable_list grads) {
-  if (!grads[0].defined()) return {Tensor(), Tensor(), Tensor(), Tensor()};
-  const auto saved = ctx->get_saved_variables();
-  const Tensor &g = saved[0], &grid = saved[1];
-  Tensor gg, ggrid;
-  if (ctx->needs_input_grad(0)) gg = GridSample::apply(grads[0], grid, kept(ctx));
-  if (ctx->needs_input_grad(1)) ggrid = GridSampleGrid::apply(g, grads[0], grid, kept(ctx));
-  return {gg, ggrid, Tensor(), Tensor()};
+Tensor sample(const Tensor& x, const Tensor& grid, Mode mode);
+
+// Edges: g, x, grid.
+struct GridSampleGrid : Sampling {
+  std::string name() const override { return "gankernels::GridSampleGrid"; }
+  variable_list apply(variable_list&& v) override {
+    if (!v[0].defined()) return variable_list(3);
+    const auto [g, x, grid] = tangent(v[0], unpack(0), unpack(1), unpack(2), mode, {wants(0), wants(1), wants(2)});
+    return {g, x, grid};
+  }
+};
+
+Tensor gradient_in_grid(const Tensor& g, const Tensor& x, const Tensor& grid, Mode mode) {
+  return record_sampling<GridSampleGrid>({g, x, grid}, mode,
+                                         [&] { return std::get<1>(backward(g, x, grid, mode, {false, true})); });
+}
+
+// Edges: g, grid.
+struct GridSampleInput : Sampling {
+  std::string name() const override { return "gankernels::GridSampleInput"; }
+  variable_list apply(variable_list&& v) override {
+    variable_list out(2);
+    if (!v[0].defined()) return out;
+    const Tensor g = unpack(0), grid = unpack(1);
+    if (wants(0)) out[0] = sample(v[0], grid, mode);
+    if (wants(1)) out[1] = gradient_in_grid(g, v[0], grid, mode);
+    return out;
+  }
+};
+
+// x is here for its shape
+Tensor gradient_in_input(const Tensor& g, const Tensor& grid, const Tensor& x, Mode mode) {
+  return record_sampling<GridSampleInput>({g, grid}, mode,
+                                          [&] { return std::get<0>(backward(g, x, grid, mode, {true, false})); });
+}
+
+// Edges: x, grid.
+struct GridSample : Sampling {
+  static constexpr auto kName = "gankernels::GridSample";
+  std::string name() const override { return kName; }
+  variable_list apply(variable_list&& grads) override {
+    const Tensor& g = grads[0];
+    variable_list out(2);
+    if (!g.defined()) return out;
+    const Tensor x = unpack(0), grid = unpack(1);
+    const bool needs_x = wants(0), needs_grid = wants(1);
+    if (!at::GradMode::is_enabled()) {
+      std::tie(out[0], out[1]) = backward(g, x, grid, mode, {needs_x, needs_grid});
+      if (!needs_grid) out[1] = Tensor();
+    } else {
+      if (needs_x) out[0] = gradient_in_input(g, grid, x, mode);
+      if (needs_grid) out[1] = gradient_in_grid(g, x, grid, mode);
+    }
+    return out;
+  }
+};
+
+Tensor sample(const Tensor& x, const Tensor& grid, Mode mode) {
+  return record_sampling<GridSample>(
+      {x, grid}, mode, [&] { return at::grid_sampler_2d(x, grid, kBilinear, mode.padding, mode.align_corners); });
 }
 
 Tensor grid_sample(const Tensor& x, const Tensor& grid, int64_t padding_mode, bool align_corners) {
   TORCH_CHECK(x.dim() == 4 && grid.dim() == 4 && grid.size(0) == x.size(0) && grid.size(3) == 2,
               "gankernels.grid_sample: x must have shape (N, C, H, W) and grid (N, H_out, W_out, 2), got ", x.sizes(), " and ",
               grid.sizes());
-  return GridSample::apply(x, grid, Mode{padding_mode, align_corners});
+  return sample(x, grid, {padding_mode, align_corners});
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(gankernels, m) {
-  gk::declare_keeps_rows(c10::demangle(typeid(torch::autograd::CppNode<GridSample>).name()));
+  declare_keeps_rows(GridSample::kName);
   m.def("grid_sample(Tensor x, Tensor grid, int padding_mode, bool align_corners) -> Tensor", grid_sample);
 }

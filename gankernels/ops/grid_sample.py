@@ -82,6 +82,8 @@ def grid_sample(
         known = ", ".join(PADDING_MODES)
         raise ValueError(f"gankernels.{op}: padding_mode must be one of {known}, got {got(padding_mode)}.")
     check_flags(op, align_corners=align_corners)
-    dtype = torch.promote_types(torch.promote_types(x.dtype, grid.dtype), torch.float32)
     mode = PADDING_MODES.index(padding_mode)
+    if x.dtype == grid.dtype and x.dtype.itemsize >= 4:
+        return _op.grid_sample(x, grid, mode, align_corners)
+    dtype = torch.promote_types(torch.promote_types(x.dtype, grid.dtype), torch.float32)
     return _op.grid_sample(x.to(dtype), grid.to(dtype), mode, align_corners).to(x.dtype)
