@@ -373,6 +373,20 @@ def test_ada_raises_p_where_the_discriminator_is_sure_of_real_images(score, star
     assert trainer.networks.ada_p.item() == pytest.approx(p, abs=1e-6)
 
 
+def test_a_loss_that_is_joint_with_its_penalty_is_watched_and_relabelled_too(images):
+    def styled(*techniques):
+        return Trainer(ganzoo.create("stylegan2", r1_every=2, gamma=0.0, techniques=techniques, **TINY), images)
+
+    assert ["ada_r" in figures for figures in run(styled("ada"), 2)] == [True, True]
+    plain, flipped = styled(), styled("label-flips:probability=1")
+    alone, joint = (
+        [trainer._differentiate("discriminator", due, 0, trainer._draw)["discriminator_loss"] for trainer in (plain, flipped)]
+        for due in ((), ("r1",))
+    )  # fmt: skip
+    torch.testing.assert_close(joint, alone)
+    assert (joint[0] - joint[1]).abs() > 1e-3
+
+
 def test_ada_looks_at_real_images_and_at_the_game_s_own_boundary():
     trainer = tiny(torch.zeros(8, 1, 8, 8), "ada")
     scores = torch.tensor([0.4, 0.6, 0.9, 2.0]), torch.full((4,), -5.0)

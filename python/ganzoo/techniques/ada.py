@@ -1,4 +1,3 @@
-import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -8,7 +7,7 @@ from ganzoo import objectives
 from ganzoo.options import Decay, Positive, Share
 from ganzoo.techniques import augment
 from ganzoo.techniques.augment import Augmented, per_sample
-from ganzoo.techniques.base import followed, register
+from ganzoo.techniques.base import followed, register, with_loss
 
 SCALE = 0.2 * math.log(2)
 TURNED = (1.0, 1.0, 1.0)
@@ -44,7 +43,7 @@ class ADA(Augmented):
         players = super().players(ops)
         theirs, _ = self.both_sides(players)
         judging = [name for name in theirs if set(players[name].networks) & set(self.variant.judges)]
-        watched = {name: dataclasses.replace(players[name], loss=self._watched(players[name].loss)) for name in judging}
+        watched = {name: with_loss(players[name], self._watched, terms=False) for name in judging}
         return {**players, **{name: followed(player, self.adapt) for name, player in watched.items()}}
 
     def _watched(self, loss):

@@ -154,10 +154,15 @@ def each(network):
     return list(network) if isinstance(network, (list, nn.ModuleList)) else [network]
 
 
-def with_loss(player, change):
-    """A player whose losses, regularizers too, are what `change` makes of them."""
-    terms = {key: dataclasses.replace(term, loss=change(term.loss)) for key, term in player.regularizers.items()}
-    return dataclasses.replace(player, loss=change(player.loss), regularizers=terms)
+def with_loss(player, change, *, terms=True):
+    """A player whose losses are what `change` makes of them: regularizers too, or with `terms=False` only the one that stands in for the
+    loss where it is due."""
+    changed = {
+        key: dataclasses.replace(term, loss=change(term.loss))
+        for key, term in player.regularizers.items()
+        if terms or term.joint
+    }
+    return with_term(dataclasses.replace(player, loss=change(player.loss)), **changed)
 
 
 def with_term(player, **regularizers):

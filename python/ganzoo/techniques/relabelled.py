@@ -1,9 +1,7 @@
 """What techniques that tell the discriminator other labels have in common."""
 
-from dataclasses import replace
-
 from ganzoo import objectives
-from ganzoo.techniques.base import Technique
+from ganzoo.techniques.base import Technique, with_loss
 
 
 class Relabelled(Technique):
@@ -17,8 +15,7 @@ class Relabelled(Technique):
         players = self.variant.players(ops)
         theirs, _ = self.both_sides(players)
         judging = [name for name in theirs if set(players[name].networks) & set(self.variant.judges)] or theirs
-        told = {name: replace(players[name], loss=self._told(players[name].loss)) for name in judging}
-        return {**players, **told}
+        return {**players, **{name: with_loss(players[name], self._told, terms=False) for name in judging}}
 
     def _told(self, loss):
         def told(networks, draw, ops):
