@@ -286,7 +286,17 @@ def _as_sentence(box):
     return f"ganzoo: {text}."
 
 
+def _elsewhere(found):
+    """What to say of options that other commands have."""
+    applied = re.findall(r"(\S+) \(applied to ([^)]*)\)", found[1])
+    names, command = [name for name, _ in applied if name.startswith("--")], applied[0][1]
+    shown = ", ".join(names or [name for name, _ in applied])
+    return f"{command.removeprefix(program()).strip()} has no option {shown}; `{command} --help` shows those it has"
+
+
 _REWORDED = {
+    r"unrecognized or misplaced options: (.*) Arguments are applied to .*": _elsewhere,
+    r"arguments similar to (--\S+): (--\S+)[^;]*": r"perhaps you meant \2 by \1",
     r"error parsing (\S+): invalid literal for int\(\) with base 10: (.*)": r"\1 must be a whole number, got \2",
     r"error parsing (\S+): could not convert string to float: (.*)": r"\1 must be a number, got \2",
     r"perhaps you meant: (--\S+).*": r"perhaps you meant \1",

@@ -150,6 +150,19 @@ def test_resume_goes_on_further(ganzoo_command, tmp_path):
         ("train gan --width 100000000000", "the memory is too small for networks and batches of this size."),
         ("train gan --stps 3", "unrecognized options: --stps, 3; perhaps you meant --steps."),
         (
+            "train gan --stps 3 --sed 4",
+            "unrecognized options: --stps, 3, --sed, 4; perhaps you meant --seed by --sed; perhaps you meant --steps by --stps.",
+        ),
+        (
+            "train gan --lr 1e-3 --critic-steps 5 --stps 3",
+            "train gan has no option --critic-steps, --stps; `ganzoo train gan --help` shows those it has.",
+        ),
+        (
+            "train pix2pix --latent 4",
+            "train pix2pix has no option --latent; `ganzoo train pix2pix --help` shows those it has.",
+        ),
+        ("sample no/run --frames 3", "sample has no option --frames; `ganzoo sample --help` shows those it has."),
+        (
             "train gan --runs /dev/null/runs",
             "--runs must be a folder that can be written to (Not a directory), got /dev/null/runs.",
         ),
