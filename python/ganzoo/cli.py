@@ -222,17 +222,20 @@ def _writing(argument, path):
         raise ArgumentError(argument, f"a file that can be written ({error.strerror})", path) from error
 
 
-def resume_command(run: Annotated[str, Positional, arg(metavar="RUN")], steps: int = 0, data: str = ""):
+def resume_command(
+    run: Annotated[str, Positional, arg(metavar="RUN")], steps: int = 0, data: str = "", device: str = ""
+):
     """Go on with a run from its last checkpoint, to the bit on the CPU.
 
     Args:
         run: The folder of the run.
         steps: Generator steps to end at; 0 for those the run was started with.
         data: Where the run's data are now, if they have moved.
+        device: Where to go on, unless where the run was.
     """
     from ganzoo.training.run import resume
 
-    resume(run, steps, data)
+    resume(run, steps, data, device)
 
 
 def _train_command(variant_type):

@@ -425,6 +425,18 @@ def test_a_run_and_its_data_can_be_moved(ganzoo_command, tmp_path, monkeypatch):
     assert ganzoo_command("resume", run, "--steps", 6)[0] == 0 and ganzoo.load(run).steps == 6
 
 
+def test_a_run_goes_on_elsewhere_than_on_the_device_that_it_was_on(ganzoo_command, tmp_path):
+    assert ganzoo_command("train", "gan", *QUICK, "--steps", 2, "--runs", tmp_path)[0] == 0
+    run = only_run(tmp_path)
+    config = json.loads((run / "config.json").read_text())
+    config["run"]["device"] = "tpu9"
+    (run / "config.json").write_text(json.dumps(config))
+    sentence = "ganzoo: --device must be cpu, or an accelerator of this machine such as cuda, got 'tpu9'.\n"
+    assert ganzoo_command("resume", run, "--steps", 4) == (2, "", sentence)
+    assert ganzoo_command("resume", run, "--steps", 4, "--device", "cpu")[0] == 0
+    assert json.loads((run / "config.json").read_text())["run"]["device"] == "cpu"
+
+
 def test_a_training_that_fails_before_it_has_figures_leaves_no_folder(ganzoo_command, tmp_path, monkeypatch):
     step = Trainer.step
 

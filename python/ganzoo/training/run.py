@@ -181,9 +181,9 @@ def read_config(folder):
     return variant, options, config
 
 
-def resume(folder, steps=0, data=""):
+def resume(folder, steps=0, data="", device=""):
     """Go on with a run from its last checkpoint, to `steps` or, when that is 0, to the step it was to end at. `data` is where
-    its data are now, if they have moved. Returns the folder.
+    its data are now, if they have moved, `device` where to go on, unless where it was. Returns the folder.
 
     Raises `Error` where the folder is not a run's, its files are damaged, or nothing is left to do.
     """
@@ -192,6 +192,7 @@ def resume(folder, steps=0, data=""):
     variant, options, config = read_config(folder)
     options.data_options = tuple(options.data_options)
     options.data = config["run"]["data"] = data or options.data
+    options.device = config["run"]["device"] = device or options.device
     options.check()
     if steps:
         variant.steps = config["options"]["steps"] = steps
