@@ -39,9 +39,15 @@ def load_library() -> None:
     for stem in ("_C", "_autograd"):
         found = sorted(folder.glob(f"{stem}*.so"))
         if not found:
+            is_checkout = (folder.parent / "setup.py").exists()
             raise ImportError(
-                f"gankernels: the compiled extension {stem} is missing from {folder}; install with "
-                "`pip install .`, or in a checkout run `python setup.py build_ext --inplace`."
+                f"gankernels: the compiled extension {stem} is missing from {folder}; "
+                + (
+                    "that is the checkout's folder: start Python in another one to find what `pip install .` installed, or "
+                    "compile here with `pip install --editable .`."
+                    if is_checkout
+                    else "install with `pip install .`."
+                )
             )
         try:
             torch.ops.load_library(found[0])

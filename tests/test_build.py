@@ -50,13 +50,19 @@ def test_an_unknown_choice():
     assert_one_sentence(build(GANKERNELS_CUDA="maybe"), "GANKERNELS_CUDA must be auto, 0 or 1, got 'maybe'")
 
 
-def test_missing_extension_is_named(tmp_path):
-    """A checkout that was not built says how to build it."""
+@pytest.mark.parametrize(
+    ("is_checkout", "advice"), ((True, "start Python in another one"), (False, "install with `pip install .`"))
+)
+def test_missing_extension_is_named(tmp_path, is_checkout, advice):
+    """A folder that was not built says how to build it, or where else what is installed may be found."""
     (tmp_path / "gankernels").mkdir()
+    if is_checkout:
+        (tmp_path / "setup.py").touch()
     for name in ("__init__.py", "_registration.py"):
         (tmp_path / "gankernels" / name).write_text((ROOT / "gankernels" / name).read_text())
     run = subprocess.run([sys.executable, "-c", "import gankernels"], cwd=tmp_path, capture_output=True, text=True)
-    assert "the compiled extension _C is missing" in run.stderr.splitlines()[-1]
+    last = run.stderr.splitlines()[-1]
+    assert "the compiled extension _C is missing" in last and advice in last
 
 
 def test_bug_report_lists_every_op():

@@ -92,11 +92,9 @@ struct Linear : torch::CustomClassHolder {
   }
 };
 
-// One image's channels_last pixels may have any stride along the batch, and stock's batch norm then takes its gradient for contiguous.
-Tensor usually_strided(const Tensor& x) {
-  if (is_traced(x) || x.dim() != 4 || x.size(0) != 1 || x.is_contiguous() || !x.is_contiguous(at::MemoryFormat::ChannelsLast)) return x;
-  return x.as_strided(x.sizes(), c10::get_channels_last_strides_2d(x.sizes()));
-}
+// A single image in channels_last may have any stride along the batch, by which the batch norm of PyTorch 2.13 confuses the layouts of
+// image and gradient.
+Tensor usually_strided(const Tensor& x) { return x.sym_size(0) == 1 ? x.contiguous() : x; }
 
 // y[c] = w[c] x[c] + b[c] over dimension 1: batch norm with fixed statistics, by its own kernels.
 struct ChannelAffine : torch::CustomClassHolder {
@@ -107,7 +105,8 @@ struct ChannelAffine : torch::CustomClassHolder {
   }
   std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& g, const Tensor& x, const Tensor& w,
                                               std::array<bool, 3> mask) const {
-    return at::native_batch_norm_backward(g, usually_strided(x), w, at::zeros_like(w), at::ones_like(w), {}, {}, false, 0, mask);
+    return at::native_batch_norm_backward(usually_strided(g), usually_strided(x), w, at::zeros_like(w), at::ones_like(w), {}, {}, false, 0,
+                                          mask);
   }
   Tensor bias_gradient(const Tensor& g) const { return channel_sums(g); }
   Tensor bias_gradient(const Tensor& g, const Tensor& row_weights) const { return channel_sums(g, row_weights); }
@@ -231,7 +230,8 @@ struct ProductWeight : ProductBase<P> {
 template <class P>
 Tensor product(const Tensor& x, const Tensor& w, const optional<Tensor>& b, const StatePtr<P>& state) {
   const auto device = x.device().type();
-  if (!at::autocast::is_autocast_enabled(device)) return product_of(x, w, b.value_or(Tensor()), state);
+  if (!at::autocast::is_autocast_available(device) || !at::autocast::is_autocast_enabled(device))
+    return product_of(x, w, b.value_or(Tensor()), state);
   const auto dtype = at::autocast::get_autocast_dtype(device);
   const auto cast = [&](const Tensor& t) { return at::autocast::cached_cast(dtype, t, device); };
   return product_of(cast(x), cast(w), b ? cast(*b) : Tensor(), state);

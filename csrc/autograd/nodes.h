@@ -76,10 +76,12 @@ inline void refuse_other_autograds(std::initializer_list<Tensor> inputs) {
     TORCH_CHECK(!torch::autograd::isFwGradDefined(t), "gankernels: forward-mode derivatives are not implemented.");
 }
 
-// Whether somebody looks at the calls that are made: torch.compile, a dispatch mode, a subclass. They see stock's.
+// Whether somebody looks at the calls that are made: torch.compile, a dispatch mode, a subclass. They see stock's. So does a gradient of
+// zeros that has no memory, as the derivative of sgn is.
 inline bool is_traced(const Tensor& t) {
+  using c10::DispatchKey;
   return c10::impl::dispatch_mode_enabled() ||
-         t.key_set().has_any(c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::Functionalize}));
+         t.key_set().has_any(c10::DispatchKeySet({DispatchKey::Python, DispatchKey::Functionalize, DispatchKey::ZeroTensor}));
 }
 
 inline bool need_gradient(std::initializer_list<Tensor> inputs) {

@@ -541,7 +541,7 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_bwd(const Tensor& grad_, const Ten
   const Tensor x = planes_or_rows(x_), grad = in_layout_of(x, grad_), weight = per_channel(weight_, x, 1);
   const std::array<int64_t, 1> none{0};
   if (stock_derives(x, mean_, rstd_, centre) && (of_x || of_parameters)) {
-    const bool mask[] = {of_x, of_parameters, of_parameters};
+    const bool mask[] = {true, of_parameters, of_parameters};  // PyTorch 2.13's crashes in channels_last without x's
     auto [gx, gw, gb] = by_stock("aten::native_group_norm_backward", x, groups, torch::headeronly::HeaderOnlyArrayRef<bool>(mask, 3),
                                  grad, x, mean_, rstd_, optional<Tensor>(weight));
     const Tensor absent = torch::stable::new_empty(x, none);

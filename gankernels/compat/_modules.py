@@ -41,6 +41,11 @@ def module(name: str, names: dict) -> ModuleType:
     return made
 
 
+def number(value) -> float | None:
+    """What those code bases put through float(): numpy's numbers and tensors of one element too."""
+    return None if value is None else float(value)
+
+
 class Conv2dGradfix(ModuleType):
     """`enabled` and `weight_gradients_disabled` are globals that users assign.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gankernels as gk
 
-from ._modules import Conv2dGradfix, package
+from ._modules import Conv2dGradfix, number, package
 from .stylegan2_pytorch import FusedLeakyReLU, fused_leaky_relu
 
 
@@ -17,11 +17,11 @@ def _op(name: str, use_custom_op: bool):
 
 
 def bias_act(input, bias=None, dim=1, act="linear", alpha=None, gain=None, clamp=None, use_custom_op=True):
-    return _op("bias_act", use_custom_op)(input, bias, dim, act, alpha, gain, clamp)
+    return _op("bias_act", use_custom_op)(input, bias, dim, act, number(alpha), number(gain), number(clamp))
 
 
 def upfirdn2d(input, filter, up=1, down=1, padding=0, flip_filter=False, gain=1, use_custom_op=True):
-    return _op("upfirdn2d", use_custom_op)(input, filter, up, down, padding, flip_filter, gain)
+    return _op("upfirdn2d", use_custom_op)(input, filter, up, down, padding, flip_filter, number(gain))
 
 
 def filtered_lrelu(
@@ -39,7 +39,7 @@ def filtered_lrelu(
     use_custom_op=True,
 ):
     return _op("filtered_lrelu", use_custom_op)(
-        input, filter_up, filter_down, bias, up, down, padding, gain, slope, clamp, flip_filter
+        input, filter_up, filter_down, bias, up, down, padding, number(gain), number(slope), number(clamp), flip_filter
     )
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 import gankernels as gk
 
 from ..ops.upfirdn2d import four, pair, taps_of
-from ._modules import Conv2dGradfix, module, package, put
+from ._modules import Conv2dGradfix, module, number, package, put
 
 NAME = "torch_utils.ops"
 
@@ -31,12 +31,13 @@ def _by_impl(op: str, impl: str):
 
 
 def bias_act(x, b=None, dim=1, act="linear", alpha=None, gain=None, clamp=None, impl="cuda"):
+    alpha, gain, clamp = number(alpha), number(gain), number(clamp)
     clamp = None if clamp is not None and clamp < 0 else clamp
     return _by_impl("bias_act", impl)(x, b, dim, act, alpha, gain, clamp)
 
 
 def upfirdn2d(x, f, up=1, down=1, padding=0, flip_filter=False, gain=1, impl="cuda"):
-    return _by_impl("upfirdn2d", impl)(x, f, up, down, padding, flip_filter, gain)
+    return _by_impl("upfirdn2d", impl)(x, f, up, down, padding, flip_filter, number(gain))
 
 
 def _padding(padding, before, after):
@@ -82,6 +83,7 @@ def filtered_lrelu(
     flip_filter=False,
     impl="cuda",
 ):
+    gain, slope, clamp = number(gain), number(slope), number(clamp)
     return _by_impl("filtered_lrelu", impl)(x, fu, fd, b, up, down, padding, gain, slope, clamp, flip_filter)
 
 

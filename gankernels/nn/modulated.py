@@ -94,7 +94,7 @@ class ModulatedConv2d(nn.Module):
             self.modulation(latents),
             up=self.up,
             down=self.down,
-            padding=k // 2,
+            padding=int(k) // 2,  # torch.jit.trace has tensors for sizes
             resample_filter=self.blur.kernel / self.up**2 if self.up * self.down > 1 else None,
             demodulate=self.demodulate,
             flip_weight=self.up == 1,  # the weight of a checkpoint that upsamples is one of a transposed convolution

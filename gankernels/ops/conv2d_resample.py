@@ -55,7 +55,7 @@ def _transposed(x, w, padding, stride, groups):
 
 def resampled(x, w, f, up, down, padding, groups, flip_weight, flip_filter):
     """`conv2d_resample` of checked arguments, f in the dtype of the sums."""
-    kh, kw = w.shape[2:]
+    kh, kw = map(int, w.shape[2:])
     x0, x1, y0, y1 = padding = centred(f, up, down, padding)
     if up == 1 and down == 1 and x0 == x1 >= 0 and y0 == y1 >= 0:
         return _convolved(x, w if flip_weight else w.flip((2, 3)), [y0, x0], 1, groups)

@@ -12,6 +12,7 @@ are constants to the derivative: what it leaves out is zero. bfloat16 has the ra
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -139,7 +140,8 @@ def modulated_conv2d(
     op = "modulated_conv2d"
     check_images(op, x)
     device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+    autocasts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if autocasts and x.dtype != torch.float64:
         x = x.to(torch.get_autocast_dtype(device))
     check_weight(op, "weight", weight, x)
     _check_styles(op, "styles", styles, x)
@@ -164,7 +166,7 @@ def modulated_conv2d(
         if x.dtype == torch.float16:
             wide, styles = _without_overflow(wide, styles)
             weight = wide
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(device, enabled=False) if autocasts else contextlib.nullcontext():
             coefficients = (styles.square() @ _op.sum_of_squares(wide).mT + _EPS).rsqrt()
     scale = styles if input_gain is None else styles * input_gain
     y = _op.bias_act(x, scale, None, None, *_IDENTITY)

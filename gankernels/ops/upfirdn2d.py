@@ -47,7 +47,7 @@ def four(padding):
 
 def taps_of(f):
     """Across and down; 1 where there is no filter."""
-    return (1, 1) if f is None else (f.shape[-1], f.shape[0])
+    return (1, 1) if f is None else (int(f.shape[-1]), int(f.shape[0]))  # torch.jit.trace has tensors for sizes
 
 
 # --- fake and derivatives ---
@@ -147,7 +147,7 @@ def taps(op, name, f, device=None) -> torch.Tensor:
         raise ValueError(
             f"gankernels.{op}: {name} must have shape (), (taps,) or (rows, columns), and not be empty, got {shape(t)}."
         )
-    if not t.isfinite().all():
+    if not t.is_meta and not t.isfinite().all():
         raise ValueError(f"gankernels.{op}: {name} must be finite, got {t[~t.isfinite()].flatten()[0].item()} in it.")
     return t
 
@@ -192,7 +192,7 @@ def setup_filter(
     if f.dim() == 1 and not (f.numel() >= 8 if separable is None else separable):
         f = f.outer(f)
     if normalize:
-        if f.sum() == 0:
+        if not f.is_meta and f.sum() == 0:
             raise ValueError(f"gankernels.{op}: f must not sum to 0 where normalize=True, got {f.tolist()}.")
         f = f / f.sum()
     if flip_filter:

@@ -143,3 +143,12 @@ def test_mmcv():
     w = torch.randn(4, 3, 3, 3)
     torch.testing.assert_close(conv2d(X, w, stride=2), F.conv2d(X, w, stride=2))
     torch.testing.assert_close(conv_transpose2d(X, w[:3], padding=1), F.conv_transpose2d(X, w[:3], padding=1))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit.trace")
+def test_layers_traced_and_without_numbers():
+    layer, latents = stylegan2_pytorch.ModulatedConv2d(3, 4, 3, 5, upsample=True), torch.randn(2, 5)
+    assert torch.equal(torch.jit.trace(layer, (X, latents))(-X, latents), layer(-X, latents))
+    with torch.device("meta"):
+        shape = stylegan2_pytorch.ModulatedConv2d(3, 4, 3, 5, upsample=True)(X.to("meta"), latents.to("meta")).shape
+    assert shape == (2, 4, 16, 16)

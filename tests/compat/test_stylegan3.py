@@ -5,6 +5,7 @@ import pickle
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -240,3 +241,34 @@ class Layer(torch.nn.Module):
 
     layer = pickle.loads(pickle.dumps(Persistent()))
     torch.testing.assert_close(layer(X), gk.bias_act(gk.upsample2d(X, layer.f), act="lrelu"))
+
+
+@pytest.mark.parametrize("number", (np.float32, torch.tensor), ids=("numpy", "tensor"))
+@pytest.mark.parametrize("impl", ("ref", "cuda"))
+def test_numbers_of_any_kind(number, impl):
+    stylegan3.install()
+    from torch_utils.ops import bias_act, filtered_lrelu, upfirdn2d
+
+    f = upfirdn2d.setup_filter([1, 3, 3, 1])
+    for op, numbers in (
+        (bias_act.bias_act, dict(act="lrelu", alpha=0.25, gain=1.5, clamp=0.5)),
+        (lambda x, impl, gain: upfirdn2d.upfirdn2d(x, f, gain=gain, impl=impl), dict(gain=1.5)),
+        (filtered_lrelu.filtered_lrelu, dict(gain=1.5, slope=0.25, clamp=0.5)),
+    ):
+        others = {name: value if isinstance(value, str) else number(value) for name, value in numbers.items()}
+        assert torch.equal(op(X, impl=impl, **others), op(X, impl=impl, **numbers))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit.trace")
+def test_traced():
+    stylegan3.install()
+    from torch_utils.ops import conv2d_resample, upfirdn2d
+
+    f, weight = upfirdn2d.setup_filter([1, 3, 3, 1]), torch.randn(4, 3, 3, 3)
+
+    def layer(x, styles):
+        x = conv2d_resample.conv2d_resample(x, weight, f, up=2, padding=1)
+        return stylegan2_ada.modulated_conv2d(x, weight.transpose(0, 1), styles, down=2, padding=1, resample_filter=f)
+
+    styles = torch.rand(2, 4)
+    assert torch.equal(torch.jit.trace(layer, (X, styles))(-X, styles), layer(-X, styles))

@@ -519,23 +519,48 @@ def test_frozen_linear_layers_keep_no_input_and_biases_may_change():
     assert_as_stock(call, torch.randn(3, 5, dtype=torch.float64), layer.weight)
 
 
-def test_one_image_with_an_odd_stride_along_the_batch():
-    """PyTorch 2.13's own batch norm has a wrong gradient there."""
-    x = torch.randn(1, 30, 2, dtype=torch.float64).mT.reshape(1, 2, 6, 5)
-    assert x.stride() == (2, 1, 10, 2) and x.is_contiguous(memory_format=torch.channels_last)
-    mean, variance, weight = torch.randn(3, 2, dtype=torch.float64).square()
+def usual(x):
+    return x.contiguous()
 
-    def affine(x):
-        return (x - mean.view(-1, 1, 1)) * (weight * torch.rsqrt(variance + 1e-5)).view(-1, 1, 1)
 
-    results = []
-    for norm in (affine, lambda x: F.batch_norm(x, mean, variance, weight)):
-        leaf = x.detach().requires_grad_()
-        with gk.fast_double_backward():
-            y = norm(leaf)
-        results.append((y, *torch.autograd.grad((y * torch.arange(60).view(y.shape)).sum(), leaf)))
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+def channels_last(x):
+    """With as odd a stride along the batch as a single image may have."""
+    return x.flatten(2).mT.contiguous().mT.reshape(x.shape)
+
+
+@pytest.mark.parametrize("of_gradient", (usual, channels_last))
+@pytest.mark.parametrize("of_image", (usual, channels_last))
+@pytest.mark.parametrize("size", ((6, 5), (3, 4, 3)))
+@pytest.mark.parametrize("norm", (F.batch_norm, F.instance_norm))
+def test_fixed_statistics_of_one_image_in_any_layout(norm, size, of_image, of_gradient):
+    """PyTorch 2.13's own batch norm has a wrong gradient where one of the two is channels_last."""
+    x, g = torch.randn(2, 1, 3, *size, dtype=torch.float64)
+    mean, variance, weight, bias = torch.rand(4, 3, dtype=torch.float64)
+    x = of_image(x).requires_grad_()
+    with gk.fast_double_backward():
+        y = norm(x, mean, variance, weight, bias, False)
+    channel = (-1, *[1] * len(size))
+    scale = (weight * torch.rsqrt(variance + 1e-5)).view(channel)
+    torch.testing.assert_close(y, (x - mean.view(channel)) * scale + bias.view(channel), rtol=1e-12, atol=1e-12)
+    (gradient,) = torch.autograd.grad(y, x, of_gradient(g))
+    torch.testing.assert_close(gradient, g * scale, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "below", (nn.Conv2d(3, 8, 3), nn.Sequential(nn.Conv2d(3, 8, 3), nn.LeakyReLU(0.2)), nn.Identity())
+)
+def test_gradients_of_zeros_without_memory(below):
+    """What the derivative of sgn is."""
+    model = nn.Sequential(below, nn.Flatten()).double()
+    assert gk.r1_penalty(lambda x: model(x).sgn().sum(1), torch.randn(2, 3, 6, 6, dtype=torch.float64)) == 0
+
+
+def test_meta_tensors():
+    with torch.device("meta"):
+        model, x = critic(), torch.empty(2, 3, 16, 16, dtype=torch.float64)
+    penalty = gk.r1_penalty(model, x)
+    penalty.backward()
+    assert penalty.is_meta and all(p.grad.is_meta for p in model.parameters() if p is not model[-1].bias)
 
 
 def test_results_given_to_write_to_are_written():

@@ -104,6 +104,19 @@ def test_equals_stock_to_second_order(name, layout):
         assert (a is None and b is None) or (a - b).abs().max() <= 1e-12 * max(1, b.abs().max())
 
 
+@pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last), ids=("nchw", "channels_last"))
+def test_parameters_of_a_norm_of_images_that_need_no_gradient(layout):
+    """PyTorch 2.13's own group norm crashes there in channels_last."""
+    layer, x = layer_and_input("group_norm", layout)
+    with gk.fast_double_backward():
+        y = layer(x)
+    gradients = torch.autograd.grad(y.square().sum(), [layer.weight, layer.bias])
+    normalised = F.group_norm(x, 2, eps=layer.eps)
+    y = normalised * layer.weight.view(-1, 1, 1) + layer.bias.view(-1, 1, 1)
+    for a, b in zip(gradients, torch.autograd.grad(y.square().sum(), [layer.weight, layer.bias]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
 @each_layer
 def test_gradgradcheck_with_parameters(name):
     layer, x = layer_and_input(name)

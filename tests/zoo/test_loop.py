@@ -15,6 +15,7 @@ from torch.func import functional_call
 import ganzoo
 from ganzoo import Trainer
 from ganzoo.data.base import DataSet, Paired
+from ganzoo.errors import Error
 from ganzoo.training.draw import Order, Source
 from ganzoo.training.health import Diverged, Health, alarms, cut_short
 from ganzoo.variants import Regularizer, create
@@ -235,6 +236,15 @@ def test_players_that_come_with_a_phase_draw_numbers_of_their_own():
     run(trainer, 2)
     assert len(torch.stack(drawn).unique(dim=0)) == 4
     assert trainer.updates == {"discriminator0": 1, "generator0": 1, "discriminator1": 1, "generator1": 1}
+
+
+def test_players_without_names_are_refused_in_a_sentence():
+    class Listed(Toy):
+        def players(self, ops):
+            return list(super().players(ops).values())
+
+    with pytest.raises(Error, match=r"Listed\.players must return Players by name, a dict, and returned \[Player"):
+        Trainer(Listed(), points())
 
 
 @pytest.mark.parametrize("parts", [2, 4])

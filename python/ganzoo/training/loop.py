@@ -16,7 +16,7 @@ from ganzoo.training.compiled import CompiledLoss
 from ganzoo.training.draw import Draw, check_seed, private_random, seed_of
 from ganzoo.training.graphs import Graphs, plain_state, step_where_finite
 from ganzoo.training.ops import get_ops
-from ganzoo.variants.base import DataInfo, Networks, in_tuples
+from ganzoo.variants.base import DataInfo, Networks, Player, in_tuples
 
 SAMPLING_BATCH = 256
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -124,7 +124,7 @@ class Trainer:
         with private_random(seed_of(self.seed, self.attempt, WEIGHTS, phase), self.device):
             networks = self.variant.networks(self.data, self._ops).to(self.device)
             self.networks = distributed.with_whole_batch_norms(networks)
-            self._players = self.variant.players(self._ops)
+            self._players = players_of(self.variant, self._ops)
             if before is not None:
                 trained = {network for player in self._players.values() for network in player.networks}
                 for name in averages_before.keys() - trained:  # it is done: what it was to sample with is what it is
@@ -428,6 +428,16 @@ def carry_over(before, after):
     values, own = before.state_dict(), after.state_dict()
     kept = {key: value for key, value in values.items() if key in own and own[key].shape == value.shape}
     after.load_state_dict(kept, strict=False)
+
+
+def players_of(variant, ops):
+    """Its players by name. Raises `Error` for what is none."""
+    players = variant.players(ops)
+    if not isinstance(players, dict) or not all(isinstance(player, Player) for player in players.values()):
+        raise Error(
+            f"{type(variant).__name__}.players must return Players by name, a dict, and returned {players!r:.80}."
+        )
+    return players
 
 
 def check_form(variant, sources):
