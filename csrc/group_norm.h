@@ -7,10 +7,22 @@
 
 namespace gankernels {
 
+// Whether pixels stand in memory row by row, as stock wants them, be there channels between them or not.
+template <class Tensor>
+bool pixels_are_in_order(const Tensor& x) {
+  int64_t next = 0;
+  for (int64_t d = x.dim() - 1; d >= 2; --d) {
+    if (x.size(d) == 1) continue;
+    if (next != 0 && x.stride(d) != next) return false;
+    next = x.stride(d) * x.size(d);
+  }
+  return true;
+}
+
 // Stock's kernels are faster where there are pixels.
 template <class Tensor>
 bool stock_takes(const Tensor& x, bool centre) {
-  return centre && x.numel() > x.size(0) * x.size(1) && (x.dim() == 4 || x.size(1) == 1 || x.stride(1) != 1);
+  return centre && x.numel() > x.size(0) * x.size(1) && (x.dim() == 4 || x.size(1) == 1 || x.stride(1) != 1) && pixels_are_in_order(x);
 }
 
 // Stock's derivative takes the sum of g (x - mean) for a difference of two sums, which loses digits where a mean outweighs the

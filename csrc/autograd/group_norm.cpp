@@ -44,7 +44,7 @@ Tensors call_bwd(const Tensor& g, const Tensor& x, const Parameter& w, const Ten
   if (is_plain(x) && g.strides() == x.strides() && gankernels::stock_derives(x, mean, rstd, centre)) {
     const int64_t n = x.size(0), c = x.size(1);
     return at::native_group_norm_backward(g, x, mean, rstd, numbers(w, x, 1), n, c, x.numel() / (n * c), groups,
-                                          {of_x, of_parameters, of_parameters});
+                                          {true, of_parameters, of_parameters});  // see the op's own kernel
   }
   static const auto op = registered<Tensors(const Tensor&, const Tensor&, const Parameter&, const Tensor&, const Tensor&, int64_t, bool,
                                       bool, bool)>("gankernels::group_norm_bwd");

@@ -160,6 +160,16 @@ def _pool_arguments(kernel_size, stride, padding, dimensions):
     return kernel, stride, _tuple(padding, dimensions)
 
 
+def _autocasts(input):
+    return input.device.type in ("cpu", "cuda") and torch.is_autocast_enabled(input.device.type)
+
+
+def _as_autocast_has_it(input):
+    """On a CPU, autocast pads, and pools volumes, in float32."""
+    is_low = input.device.type == "cpu" and input.dtype in (torch.bfloat16, torch.float16)
+    return input.float() if is_low and _autocasts(input) else input
+
+
 def _max_pool(dimensions):
     def route(input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
         if return_indices or input.dim() != dimensions + 2:
@@ -171,6 +181,7 @@ def _max_pool(dimensions):
                 input.unsqueeze(-2), [1, *kernel], [1, *stride], [0, *padding], [1, *dilation], ceil_mode
             )
             return row.squeeze(-2)
+        input = _as_autocast_has_it(input) if dimensions == 3 else input
         return _op.fast_max_pool.default(input, kernel, stride, padding, dilation, ceil_mode)
 
     return route
@@ -188,6 +199,7 @@ def _avg_pool(dimensions):
                 input.unsqueeze(-2), [1, *kernel], [1, *stride], [0, *padding], ceil_mode, count_include_pad, None
             )
             return row.squeeze(-2)
+        input = _as_autocast_has_it(input) if dimensions == 3 else input
         return _op.fast_avg_pool.default(input, kernel, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
     return route
@@ -241,7 +253,7 @@ def _interpolate(
 
 @_route(F.prelu, torch.prelu)
 def _prelu(input, weight):
-    if input.dim() < 2:
+    if input.dim() < 2 or _autocasts(input):
         return NotImplemented
     weight = weight if weight.numel() == 1 else weight.reshape(-1, *[1] * (input.dim() - 2))
     return _op.fast_leaky_relu.default(input, 0.0) + weight * input.clamp_max(0)
@@ -252,7 +264,8 @@ def _pad(input, pad, mode="constant", value=None):
     pad = list(pad)
     if mode not in ("reflect", "replicate") or (len(pad), input.dim()) not in ((2, 3), (4, 4)):
         return NotImplemented
-    return (_op.fast_reflection_pad if mode == "reflect" else _op.fast_replication_pad).default(input, pad)
+    op = _op.fast_reflection_pad if mode == "reflect" else _op.fast_replication_pad
+    return op.default(_as_autocast_has_it(input), pad)
 
 
 @_route(F.group_norm, torch.group_norm)
@@ -358,9 +371,8 @@ def _gelu(input, approximate="none"):
 def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
     if attn_mask is not None or dropout_p or not _kernels(query) or not fits(query, key, value):
         return NotImplemented
-    device = query.device.type
-    if torch.is_autocast_enabled(device):
-        query, key, value = (t.to(torch.get_autocast_dtype(device)) for t in (query, key, value))
+    if _autocasts(query):
+        query, key, value = (t.to(torch.get_autocast_dtype(query.device.type)) for t in (query, key, value))
     return attend(query, key, value, is_causal, scale)
 
 

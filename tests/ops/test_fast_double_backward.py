@@ -1,6 +1,7 @@
 """Routed layers against stock autograd: values, derivatives to third order, and the passes that are not made."""
 
 import contextlib
+import copy
 import math
 
 import numpy as np
@@ -406,6 +407,23 @@ def test_autocast_runs_in_low_precision_and_casts_back():
     for a, b in zip(*results):
         assert a.dtype == b.dtype == torch.float32
         assert (a - b).norm() <= 0.02 * b.norm()
+
+
+@each_layer
+def test_autocast_has_the_dtypes_of_stock(name):
+    layer, shape = LAYERS[name]
+    layer = copy.deepcopy(layer).float() if isinstance(layer, nn.Module) else layer
+    if name in ("blur_pool", "bicubic_antialias"):
+        pytest.skip("stock's has no bfloat16")
+    for dtype in (torch.bfloat16, torch.float32):
+        results = []
+        for mode in (contextlib.nullcontext, gk.fast_double_backward):
+            x = torch.linspace(-2, 2, math.prod(shape)).reshape(shape).to(dtype).requires_grad_()
+            with torch.autocast("cpu", dtype=torch.bfloat16), mode():
+                y = layer(x * 1)
+            results.append((y, *torch.autograd.grad(y.float().sum(), x)))
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(b, a, rtol=0.02, atol=0.02)
 
 
 def test_tensor_subclasses_pass_through():

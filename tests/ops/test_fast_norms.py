@@ -104,6 +104,16 @@ def test_equals_stock_to_second_order(name, layout):
         assert (a is None and b is None) or (a - b).abs().max() <= 1e-12 * max(1, b.abs().max())
 
 
+@pytest.mark.parametrize(
+    "swap", (lambda x: x.mT.contiguous().mT, lambda x: x.permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0))
+)
+def test_a_norm_of_images_column_by_column(swap):
+    layer, x = layer_and_input("group_norm")
+    ours, stock = (penalty_and_gradients(call, layer, swap(x)) for call in (routed(lambda x: layer(swap(x))), layer))
+    for a, b in zip(ours, stock, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("layout", (torch.contiguous_format, torch.channels_last), ids=("nchw", "channels_last"))
 def test_parameters_of_a_norm_of_images_that_need_no_gradient(layout):
     """PyTorch 2.13's own group norm crashes there in channels_last."""
