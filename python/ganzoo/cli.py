@@ -199,10 +199,11 @@ def plot_command(
     for run in what:
         if not records[run]:
             raise Error(f"{run} must be the folder of a run, and has no metrics.jsonl with figures.")
-    known = dict.fromkeys(name for run in what for record in records[run] for name in record)
+    axes = ("step", "seconds")
+    known = dict.fromkeys(name for run in what for record in records[run] for name in record if name not in axes)
     for name in figures:
         if name not in known:
-            raise ArgumentError("figures", f"among {', '.join(list(known)[2:])}", name)
+            raise ArgumentError("figures", f"among {', '.join(known)}", name)
     kept = {"step", *(figures or known)}
     with _writing("out", out):
         chosen = {run: [{key: record[key] for key in record if key in kept} for record in records[run]] for run in what}

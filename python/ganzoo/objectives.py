@@ -171,7 +171,7 @@ def pulling_away(codes):
     """
     directions, n = F.normalize(codes, dim=1), len(codes) * distributed.size()
     moment = distributed.mean(directions.T @ directions / len(codes))
-    return (n * moment.square().sum() - 1) / (n - 1)
+    return (n * moment.square().sum() - 1) / max(n - 1, 1)  # one code has no pair
 
 
 def loss_sensitive(real, fake, margin):

@@ -118,6 +118,7 @@ def test_pulling_away_is_the_mean_squared_cosine_of_pairs_without_the_diagonal()
     ]
     assert obj.pulling_away(codes).item() == pytest.approx(sum(pairs) / 20, rel=1e-12)
     assert obj.pulling_away(t(1, 0, 0, 2).view(2, 2)).item() == pytest.approx(0, abs=1e-12)
+    assert obj.pulling_away(t(3, 4).view(1, 2)).item() == pytest.approx(0, abs=1e-12)
     assert obj.pulling_away(t(1, 0, -2, 0).view(2, 2)).item() == pytest.approx(1)  # the square is of both signs
     assert torch.autograd.gradcheck(obj.pulling_away, codes.requires_grad_())
 

@@ -227,6 +227,9 @@ def test_what_can_be_done_with_a_run(ganzoo_command, tmp_path, monkeypatch):
     )
 
     assert ganzoo_command("plot", run, "--figures", "critic_loss", "--out", "one.png")[0] == 0
+    assert ganzoo_command("plot", run, "--figures", "step")[2].startswith(
+        "ganzoo: --figures must be among critic_loss, "
+    )
     for folder in ("runs", "/", "."):
         sentence = f"ganzoo: --out must be a file that can be written (Is a directory), got {folder}.\n"
         assert ganzoo_command("sample", run, "--n", 1, "--out", folder) == (2, "", sentence)

@@ -116,6 +116,14 @@ def test_points_are_trained_on_too(name):
     assert before.shape == (64, 2) and not torch.equal(ours.sample(64), before)
 
 
+@pytest.mark.parametrize("batch, parts, least", [(1, 1, 2), (4, 4, 8)])
+def test_batch_norm_of_one_sample_is_refused_in_a_sentence(batch, parts, least):
+    trainer = Trainer(ganzoo.create("gan", batch=batch, width=1), ganzoo.data.open("ring", n=8), accumulate=parts)
+    wanted = f"ganzoo: batch must be at least {least}, as there is batch norm over each part of it, got {batch}."
+    with pytest.raises(ArgumentError, match=wanted):
+        trainer.step()
+
+
 def test_only_the_player_on_turn_changes(tiny, tiny_data):
     trainer = Trainer(tiny, tiny_data)
     for turn in set(tiny.schedule(0)):

@@ -199,7 +199,13 @@ class Trainer:
             self._enter(phase)
         noise = seed_of(self.seed, self.attempt, NOISE, distributed.rank(), self.steps)
         with private_random(noise, self.device):
-            figures = self._take(self.variant.schedule(self.steps))
+            try:
+                figures = self._take(self.variant.schedule(self.steps))
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                wanted = f"at least {2 * self._shares}, as there is batch norm over each part of it"
+                raise ArgumentError("batch", wanted, self.variant.batch) from error
         self.steps += 1
         return figures
 
