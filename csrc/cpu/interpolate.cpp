@@ -1,11 +1,9 @@
 // x = eps * real + (1 - eps) * fake with one eps per sample, and its transpose: one pass over memory each.
-#include <array>
 #include <numeric>
 #include <optional>
 
 #include "../common.h"
 #include "pages.h"
-#include "stream.h"
 #include "vec.h"
 
 namespace gankernels {
@@ -51,24 +49,6 @@ GK_MULTIVERSION double interpolate_bwd_chunk(const T* grad, const T* real, const
   return total;
 }
 
-constexpr int64_t kPiece = 2048;
-
-// write(at, n, to) computes elements [at, at + n) of some results, here a chunk's: into memory or, of results that outgrow the cache,
-// piece by piece into buffers in it.
-template <size_t count, class T, class Write>
-void write_results(bool around, std::array<T*, count> results, int64_t n, const Write& write) {
-  if (!around) return write(0, n, results);
-  T buffers[count][kPiece];
-  std::array<T*, count> to;
-  for (size_t k = 0; k < count; ++k) to[k] = buffers[k];
-  for (int64_t at = 0; at < n; at += kPiece) {
-    const int64_t m = std::min(kPiece, n - at);
-    write(at, m, to);
-    for (size_t k = 0; k < count; ++k) stream(buffers[k], results[k] + at, m);
-  }
-  finish_streams();
-}
-
 void check_eps(const char* op, const Tensor& eps, const Tensor& x) {
   check_cpu(op, "eps", eps);
   GK_CHECK(x.dim() >= 1, op, ": expected at least one dimension, the batch, got a scalar");
@@ -87,13 +67,11 @@ Tensor interpolate(const Tensor& real_, const Tensor& fake_, const Tensor& eps_)
   const Tensor real = samples_first(real_), fake = in_layout_of(real, fake_), eps = as_contiguous(eps_);
   Tensor x = on_huge_pages(torch::stable::empty_like(real));
   const int64_t samples = x.size(0), length = samples ? x.numel() / samples : 0;
-  const bool around = outgrows_cache(x);
   dispatch_floating(op, x.scalar_type(), [&]<class T>() {
     for_each_chunk(samples, length, [&](int64_t i, int64_t begin, int64_t end) {
-      const T *of_real = data<T>(real) + i * length + begin, *of_fake = data<T>(fake) + i * length + begin;
-      write_results(around, std::array{mutable_data<T>(x) + i * length + begin}, end - begin, [&](int64_t at, int64_t n, auto to) {
-        interpolate_chunk(of_real + at, of_fake + at, to[0], n, data<accumulate_t<T>>(eps)[i]);
-      });
+      const int64_t at = i * length + begin;
+      interpolate_chunk(data<T>(real) + at, data<T>(fake) + at, mutable_data<T>(x) + at, end - begin,
+                        data<accumulate_t<T>>(eps)[i]);
     });
   });
   return x;
@@ -120,22 +98,17 @@ std::tuple<Tensor, Tensor, Tensor> interpolate_bwd(const Tensor& grad_, const Te
   Tensor real_grad = on_huge_pages(torch::stable::empty_like(grad)), fake_grad = on_huge_pages(torch::stable::empty_like(grad));
   Tensor eps_grad = torch::stable::new_empty(eps, std::vector<int64_t>{of_eps ? samples : 0});
   std::vector<double> partial(samples * per_sample);
-  const bool around = outgrows_cache(grad);
   dispatch_floating(op, grad.scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;
     for_each_chunk(samples, length, [&](int64_t i, int64_t begin, int64_t end) {
-      const int64_t first = i * length + begin;
-      const T *g = data<T>(grad) + first, *of_real = data<T>(real) + first, *of_fake = data<T>(fake) + first;
+      const int64_t at = i * length + begin;
       const A e = data<A>(eps)[i];
-      double dot = 0;
-      write_results(around, std::array{mutable_data<T>(real_grad) + first, mutable_data<T>(fake_grad) + first}, end - begin,
-                    [&](int64_t at, int64_t n, auto to) {
-                      if (of_eps)
-                        dot += interpolate_bwd_chunk(g + at, of_real + at, of_fake + at, to[0], to[1], n, e);
-                      else
-                        interpolate_bwd_chunk(g + at, to[0], to[1], n, e);
-                    });
-      partial[i * per_sample + begin / kChunk] = dot;
+      T *to_real = mutable_data<T>(real_grad) + at, *to_fake = mutable_data<T>(fake_grad) + at;
+      if (of_eps)
+        partial[i * per_sample + begin / kChunk] = interpolate_bwd_chunk(data<T>(grad) + at, data<T>(real) + at, data<T>(fake) + at,
+                                                                         to_real, to_fake, end - begin, e);
+      else
+        interpolate_bwd_chunk(data<T>(grad) + at, to_real, to_fake, end - begin, e);
     });
     if (of_eps)
       for (int64_t i = 0; i < samples; ++i)
