@@ -29,7 +29,9 @@ Tensor numbers(const Parameter& t, const Tensor& x, double value) {
 // The kernels, below what is differentiated here; that of the second derivative raises where it is differentiated itself.
 Tensors call_norm(const Tensor& x, const Parameter& w, const Parameter& b, int64_t groups, double eps, bool centre) {
   at::AutoDispatchBelowADInplaceOrView below;
-  if (is_plain(x) && gankernels::stock_takes(x, centre)) {
+  const auto of_channels = [&](const Parameter& t) { return !t || (t->dim() == 1 && t->size(0) == x.size(1)); };
+  const bool fits = is_plain(x) && groups > 0 && x.size(1) % groups == 0 && of_channels(w) && of_channels(b);  // else the op says what is wrong
+  if (fits && gankernels::stock_takes(x, centre)) {
     const int64_t n = x.size(0), c = x.size(1);
     return at::native_group_norm(x, numbers(w, x, 1), numbers(b, x, 0), n, c, x.numel() / (n * c), groups, eps);
   }
