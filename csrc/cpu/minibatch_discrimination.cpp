@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "../common.h"
+#include "lines.h"
 #include "vec.h"
 
 namespace gankernels {
@@ -34,6 +35,13 @@ struct Lanes {
   }
 };
 
+// Where lane l of a feature's tiles begins; channels are kRows further. A line lies between tiles, since places in the first-level
+// cache repeat every 4096 bytes.
+template <class A>
+GK_INLINE int64_t place_of(int64_t l, int64_t channels) {
+  return l / kRows * (channels * kRows + Lines<A>::kLine) + l % kRows;
+}
+
 // exp(-kMost) is next to nothing, and still a normal number.
 template <class A>
 constexpr A kMost = sizeof(A) == 8 ? 708 : 87;
@@ -48,8 +56,8 @@ GK_INLINE void exp_of_minus(Lanes<kBytes, A>& d) {
     using V = typename Lanes<kBytes, A>::V;
     using Bits = typename Lanes<kBytes, A>::Bits;
     for (V& v : d.of) {
-      constexpr float round = 12582912.f;  // 1.5 * 2^23: adding it leaves no fraction
-      const V n = (v * -1.44269504f + round) - round;
+      constexpr float round = 12582912.f;  // 1.5 * 2^23: adding it leaves no fraction, and n in the last bits
+      const V rounded = v * -1.44269504f + round, n = rounded - round;
       const V r = (-v - n * 0.693359375f) + n * 2.12194440e-4f;
       V p = 1.9875691500e-4f * r + 1.3981999507e-3f;
       p = p * r + 8.3334519073e-3f;
@@ -57,7 +65,7 @@ GK_INLINE void exp_of_minus(Lanes<kBytes, A>& d) {
       p = p * r + 1.6666665459e-1f;
       p = p * r + 5.0000001201e-1f;
       p = p * r * r + r + 1.f;
-      v = p * (V)((__builtin_convertvector(n, Bits) + 127) << 23);
+      v = p * (V)(((Bits)rounded + 127) << 23);
     }
   }
 }
@@ -110,11 +118,28 @@ GK_INLINE void for_rows(int64_t begin, int64_t end, const Body& body) {
   for (; j < end; ++j) body.template operator()<1>(j);
 }
 
-template <int kBytes, class A>
-GK_INLINE A sum_of(const register_of<A, kBytes>& v) {
-  A sum = 0;
-  for (size_t l = 0; l < kBytes / sizeof(A); ++l) sum += v[l];
-  return sum;
+// to[i] += the sum of v[i]
+template <int kBytes, int kCount, class A, class V>
+GK_INLINE void add_sums_of(const V (&v)[kCount], A* to) {
+  if constexpr (kBytes == sizeof(A)) {
+    for (int i = 0; i < kCount; ++i) to[i] += v[i][0];
+  } else if constexpr (kCount == 4 && kBytes == 4 * sizeof(A)) {
+    const V ab = __builtin_shufflevector(v[0], v[1], 0, 4, 2, 6) + __builtin_shufflevector(v[0], v[1], 1, 5, 3, 7);
+    const V cd = __builtin_shufflevector(v[2], v[3], 0, 4, 2, 6) + __builtin_shufflevector(v[2], v[3], 1, 5, 3, 7);
+    V sums;
+    std::memcpy(&sums, to, kBytes);
+    sums += __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+    std::memcpy(to, &sums, kBytes);
+  } else {
+    register_of<A, kBytes / 2> halves[kCount];
+    for (int i = 0; i < kCount; ++i) {
+      register_of<A, kBytes / 2> low, high;
+      std::memcpy(&low, &v[i], kBytes / 2);
+      std::memcpy(&high, reinterpret_cast<const char*>(&v[i]) + kBytes / 2, kBytes / 2);
+      halves[i] = low + high;
+    }
+    add_sums_of<kBytes / 2>(halves, to);
+  }
 }
 
 // sums_i = sum_j K_ij. `run` holds what a tile of rows j adds, so that a large batch loses no more digits than a small one.
@@ -129,7 +154,7 @@ GK_INLINE void forward_feature(const A* tiles, const A* rows, int64_t samples, i
       for (int64_t tile = 0; tile <= begin; tile += kRows)
         for (int64_t at = 0; at < kRows; at += L::kBoth) {
           L k[kCount], sum;
-          affinities(tiles + tile * channels + at, rows + j * channels, channels, k);
+          affinities(tiles + place_of<A>(tile + at, channels), rows + j * channels, channels, k);
           sum.load(run + tile + at);
           for (int i = 0; i < kCount; ++i) {
             if (tile < begin) of_rows[i] += k[i].of[0] + k[i].of[1];
@@ -137,63 +162,55 @@ GK_INLINE void forward_feature(const A* tiles, const A* rows, int64_t samples, i
           }
           sum.store(run + tile + at);
         }
-      for (int i = 0; i < kCount; ++i) run[j + i] += sum_of<kBytes, A>(of_rows[i]);
+      add_sums_of<kBytes>(of_rows, run + j);
     });
     for (int64_t i = 0; i < begin; ++i) sums[i] += run[i];
     std::copy_n(run + begin, kRows, sums + begin);
   }
 }
 
-// out_ic = -sum_j (g_i + g_j) K_ij sign(m_ic - m_jc), tile by tile as `tiles` is; of_rows: room for the sums of kAtOnce rows.
+// out_ic = -sum_j (g_i + g_j) K_ij sign(m_ic - m_jc), tile by tile as `tiles` is; weights: room for kAtOnce numbers per lane.
 template <int kBytes, class A>
-GK_INLINE void bwd_feature(const A* tiles, const A* rows, const A* grad, int64_t samples, int64_t channels, A* __restrict of_rows,
+GK_INLINE void bwd_feature(const A* tiles, const A* rows, const A* grad, int64_t samples, int64_t channels, A* __restrict weights,
                            A* __restrict out) {
   using L = Lanes<kBytes, A>;
   using V = typename L::V;
   for_rows(0, samples, [&]<int kCount>(int64_t j) GK_INLINE_LAMBDA {
     const int64_t own = j / kRows * kRows;
-    const A* row = rows + j * channels;
-    const auto weights = [&](int64_t tile, L(&w)[kCount]) GK_INLINE_LAMBDA {
-      L g;
-      affinities(tiles + tile / kRows * kRows * channels + tile % kRows, row, channels, w);
-      g.load(grad + tile);
-      for (int i = 0; i < kCount; ++i)
+    for (int64_t at = 0; at < own + kRows; at += L::kBoth) {
+      L w[kCount], g;
+      affinities(tiles + place_of<A>(at, channels), rows + j * channels, channels, w);
+      g.load(grad + at);
+      for (int i = 0; i < kCount; ++i) {
         for (int m = 0; m < 2; ++m) w[i].of[m] *= -(g.of[m] + grad[j + i]);
-    };
-    std::fill_n(of_rows, kAtOnce * channels * L::kOne, A(0));
-    for (int64_t tile = 0; tile < own; tile += L::kBoth) {
-      L w[kCount];
-      weights(tile, w);
-      const int64_t first = tile / kRows * kRows * channels + tile % kRows;
-      for (int64_t c = 0; c < channels; ++c) {
-        L t, sum;
-        t.load(tiles + first + c * kRows);
-        sum.load(out + first + c * kRows);
-        for (int i = 0; i < kCount; ++i) {
-          V others;
-          A* const at = of_rows + (i * channels + c) * L::kOne;
-          std::memcpy(&others, at, kBytes);
-          for (int m = 0; m < 2; ++m) {
-            const V pulled = with_sign_of<kBytes, A>(t.of[m] - row[i * channels + c], w[i].of[m]);
-            sum.of[m] += pulled;
-            others -= pulled;
+        w[i].store(weights + at * kCount + i * L::kBoth);
+      }
+    }
+    for (int64_t c = 0; c < channels; ++c) {
+      A row[kCount];
+      for (int i = 0; i < kCount; ++i) row[i] = rows[(j + i) * channels + c];
+      V others[kCount] = {};
+      const auto add = [&]<bool kOthers>(int64_t begin, int64_t end) GK_INLINE_LAMBDA {
+        for (int64_t at = begin; at < end; at += L::kBoth) {
+          L t, sum, w;
+          const int64_t place = place_of<A>(at, channels) + c * kRows;
+          t.load(tiles + place);
+          sum.load(out + place);
+          for (int i = 0; i < kCount; ++i) {
+            w.load(weights + at * kCount + i * L::kBoth);
+            for (int m = 0; m < 2; ++m) {
+              const V pulled = with_sign_of<kBytes, A>(t.of[m] - row[i], w.of[m]);
+              sum.of[m] += pulled;
+              if (kOthers) others[i] -= pulled;
+            }
           }
-          std::memcpy(at, &others, kBytes);
+          sum.store(out + place);
         }
-        sum.store(out + first + c * kRows);
-      }
+      };
+      add.template operator()<true>(0, own);
+      add.template operator()<false>(own, own + kRows);
+      add_sums_of<kBytes>(others, out + place_of<A>(j, channels) + c * kRows);
     }
-    for (int64_t at = 0; at < kRows; at += L::kBoth) {
-      L w[kCount];
-      weights(own + at, w);
-      add_rows(tiles + own * channels + at, row, w, channels, out + own * channels + at);
-    }
-    for (int i = 0; i < kCount; ++i)
-      for (int64_t c = 0; c < channels; ++c) {
-        V others;
-        std::memcpy(&others, of_rows + (i * channels + c) * L::kOne, kBytes);
-        out[(own * channels) + c * kRows + j + i - own] += sum_of<kBytes, A>(others);
-      }
   });
 }
 
@@ -243,14 +260,9 @@ void take_rows(const T* m, int64_t b, Sizes n, A* rows) {
     for (int64_t c = 0; c < n.channels; ++c) rows[j * n.channels + c] = A(m[(j * n.features + b) * n.channels + c]);
 }
 template <class A>
-void take_tile(const A* rows, int64_t begin, int64_t samples, int64_t channels, A* tile) {
-  for (int64_t c = 0; c < channels; ++c)
-    for (int64_t l = 0; l < kRows; ++l) tile[c * kRows + l] = begin + l < samples ? rows[(begin + l) * channels + c] : 0;
-}
-template <class A>
-void take_tiles(const A* rows, Sizes n, A* tiles) {
-  for (int64_t begin = 0; begin < n.samples; begin += kRows)
-    take_tile(rows, begin, n.samples, n.channels, tiles + begin * n.channels);
+void take_tile(const A* rows, int64_t begin, Sizes n, A* tile) {
+  for (int64_t c = 0; c < n.channels; ++c)
+    for (int64_t l = 0; l < kRows; ++l) tile[c * kRows + l] = begin + l < n.samples ? rows[(begin + l) * n.channels + c] : 0;
 }
 template <class T, class A>
 void put_tile(const A* tile, int64_t b, int64_t begin, Sizes n, T* out) {
@@ -306,16 +318,16 @@ Tensor minibatch_discrimination(const Tensor& m_) {
   Tensor out = torch::stable::new_empty(m, std::vector<int64_t>{n.samples, n.features});
   dispatch_floating(op, m.scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;
-    const int64_t padded = whole_tiles(n.samples);
+    const int64_t padded = whole_tiles(n.samples), size = place_of<A>(padded, n.channels);
     for_each_feature(n, [&] {
-      return [&, rows = std::vector<A>(n.samples * n.channels), tiles = std::vector<A>(padded * n.channels),
-              run = std::vector<A>(padded), sums = std::vector<A>(padded)](int64_t b) mutable {
+      return [&, rows = Lines<A>(n.samples * n.channels), tiles = Lines<A>(size), run = Lines<A>(padded),
+              sums = Lines<A>(padded)](int64_t b) mutable {
         take_rows(data<T>(m), b, n, rows.data());
-        take_tiles(rows.data(), n, tiles.data());
+        for (int64_t l = 0; l < padded; l += kRows) take_tile(rows.data(), l, n, tiles.data() + place_of<A>(l, n.channels));
         with_registers([&]<int kBytes>() GK_INLINE_LAMBDA {
           forward_feature<kBytes>(tiles.data(), rows.data(), n.samples, n.channels, run.data(), sums.data());
         });
-        for (int64_t i = 0; i < n.samples; ++i) mutable_data<T>(out)[i * n.features + b] = T(sums[i]);
+        for (int64_t i = 0; i < n.samples; ++i) mutable_data<T>(out)[i * n.features + b] = T(sums.data()[i]);
       };
     });
   });
@@ -330,20 +342,19 @@ Tensor minibatch_discrimination_bwd(const Tensor& grad_, const Tensor& m_) {
   Tensor out = torch::stable::new_empty(m, m.sizes());
   dispatch_floating(op, m.scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;
-    const int64_t padded = whole_tiles(n.samples);
+    const int64_t padded = whole_tiles(n.samples), size = place_of<A>(padded, n.channels);
     for_each_feature(n, [&] {
-      return [&, rows = std::vector<A>(n.samples * n.channels), grads = std::vector<A>(padded),
-              tiles = std::vector<A>(padded * n.channels), result = std::vector<A>(padded * n.channels),
-              of_rows = std::vector<A>(kAtOnce * n.channels * kRows)](int64_t b) mutable {
+      return [&, rows = Lines<A>(n.samples * n.channels), grads = Lines<A>(padded), tiles = Lines<A>(size), result = Lines<A>(size),
+              weights = Lines<A>(kAtOnce * padded)](int64_t b) mutable {
         take_rows(data<T>(m), b, n, rows.data());
         take_rows(data<T>(grad), b, {n.samples, n.features, 1}, grads.data());
-        take_tiles(rows.data(), n, tiles.data());
-        std::fill(result.begin(), result.end(), A(0));
+        for (int64_t l = 0; l < padded; l += kRows) take_tile(rows.data(), l, n, tiles.data() + place_of<A>(l, n.channels));
+        std::fill_n(result.data(), size, A(0));
         with_registers([&]<int kBytes>() GK_INLINE_LAMBDA {
-          bwd_feature<kBytes>(tiles.data(), rows.data(), grads.data(), n.samples, n.channels, of_rows.data(), result.data());
+          bwd_feature<kBytes>(tiles.data(), rows.data(), grads.data(), n.samples, n.channels, weights.data(), result.data());
         });
-        for (int64_t begin = 0; begin < n.samples; begin += kRows)
-          put_tile(result.data() + begin * n.channels, b, begin, n, mutable_data<T>(out));
+        for (int64_t l = 0; l < padded; l += kRows)
+          put_tile(result.data() + place_of<A>(l, n.channels), b, l, n, mutable_data<T>(out));
       };
     });
   });
@@ -361,17 +372,17 @@ std::tuple<Tensor, Tensor> minibatch_discrimination_bwd_bwd(const Tensor& grad_g
   dispatch_floating(op, m.scalar_type(), [&]<class T>() {
     using A = accumulate_t<T>;
     for_each_tile(n, [&] {
-      return [&, rows = std::vector<A>(n.samples * n.channels), vs = std::vector<A>(n.samples * n.channels),
-              grads = std::vector<A>(n.samples), tile = std::vector<A>(n.channels * kRows),
-              tile_v = std::vector<A>(n.channels * kRows), result = std::vector<A>(n.channels * kRows)](
+      return [&, rows = Lines<A>(n.samples * n.channels), vs = Lines<A>(n.samples * n.channels),
+              grads = Lines<A>(n.samples), tile = Lines<A>(n.channels * kRows),
+              tile_v = Lines<A>(n.channels * kRows), result = Lines<A>(n.channels * kRows)](
                  int64_t b, int64_t begin, bool next) mutable {
         if (next) take_rows(data<T>(m), b, n, rows.data());
         if (next) take_rows(data<T>(v), b, n, vs.data());
         if (next) take_rows(data<T>(grad), b, {n.samples, n.features, 1}, grads.data());
-        take_tile(rows.data(), begin, n.samples, n.channels, tile.data());
-        take_tile(vs.data(), begin, n.samples, n.channels, tile_v.data());
+        take_tile(rows.data(), begin, n, tile.data());
+        take_tile(vs.data(), begin, n, tile_v.data());
         A tile_grad[kRows], grad_result[kRows];
-        take_tile(grads.data(), begin, n.samples, 1, tile_grad);
+        take_tile(grads.data(), begin, {n.samples, n.features, 1}, tile_grad);
         with_registers([&]<int kBytes>() GK_INLINE_LAMBDA {
           bwd_bwd_tile<kBytes>(tile.data(), rows.data(), tile_v.data(), vs.data(), tile_grad, grads.data(), n.samples, n.channels,
                                grad_result, result.data());

@@ -10,27 +10,11 @@
 
 #include "../resample.h"
 #include "fir.h"
+#include "lines.h"
 #include "vec.h"
 
 namespace gankernels {
 namespace {
-
-// Memory that starts with a cache line, of zeros.
-template <class A>
-class Lines {
- public:
-  explicit Lines(int64_t size = 0) : lines_(ceil_div(size, kLine)) {}
-  A* data() { return reinterpret_cast<A*>(lines_.data()); }
-
-  static constexpr int64_t kLine = 64 / sizeof(A);
-  static int64_t whole(int64_t size) { return ceil_div(size, kLine) * kLine; }
-
- private:
-  struct alignas(64) Line {
-    A numbers[kLine];
-  };
-  std::vector<Line> lines_;
-};
 
 // Consecutive rows, `stride` numbers apart, in a cache or in memory.
 template <class A>
