@@ -111,41 +111,102 @@ struct Known<A, kAny> {
   }
 };
 
-template <class A, int kTaps>
+// The sums of two rows at a time, the second of which begins kStep taps further: what both read is loaded once.
+template <class A, int kTaps, int kStep>
+struct Pair {
+  const A* from;
+  int64_t spacing;
+  A weights[kTaps];
+
+  GK_INLINE Pair(const A* row, Taps<A> taps) : from(row + taps.places[0]), spacing(taps.places[1] - taps.places[0]) {
+    for (int k = 0; k < kTaps; ++k) weights[k] = taps.weights[k];
+  }
+
+  template <class V, int kCount>
+  GK_INLINE void add_up(int64_t i, V (&first)[kCount], V (&second)[kCount]) const {
+    for (int m = 0; m < kCount; ++m) first[m] = second[m] = V{};
+    const A* row = from + i;
+#pragma GCC unroll 16
+    for (int k = 0; k < kTaps + kStep; ++k, row += spacing)
+      for (int m = 0; m < kCount; ++m) {
+        V value;
+        std::memcpy(&value, row + m * int64_t(sizeof(V) / sizeof(A)), sizeof(V));
+        in_register(value);
+        if (k < kTaps) first[m] += weights[k] * value;
+        if (k >= kStep) second[m] += weights[k - kStep] * value;
+      }
+  }
+};
+
+// body.operator()<V, kCount>(row, i, sum) with the sums of every row, in blocks; two rows at a time where kStep tells how.
+template <class A, int kTaps, int kStep, int kBytes, class Body>
+GK_INLINE void each_sum(const A* from, Taps<A> taps, int64_t n, Repeat repeat, const Body& body) {
+  int64_t row = 0;
+  if constexpr (kStep > 0) {
+    const Pair<A, kTaps, kStep> pair(from, taps);
+    for (; row + 2 <= repeat.rows; row += 2)
+      in_blocks<A, kBytes>(n, [&]<class V, int kCount>(int64_t i) GK_INLINE_LAMBDA {
+        V first[kCount], second[kCount];
+        pair.add_up(row * repeat.step + i, first, second);
+        body(row, i, first);
+        body(row + 1, i, second);
+      });
+  }
+  const Known<A, kTaps> known{from, taps};
+  for (; row < repeat.rows; ++row)
+    in_blocks<A, kBytes>(n, [&]<class V, int kCount>(int64_t i) GK_INLINE_LAMBDA {
+      V sum[kCount];
+      known.add_up(row * repeat.step + i, sum);
+      body(row, i, sum);
+    });
+}
+
+template <class A, int kTaps, int kStep>
 struct Plain {
   template <int kBytes>
   static GK_INLINE void run(const A* from, Taps<A> taps, int64_t n, A* __restrict out, Repeat repeat) {
-    const Known<A, kTaps> known{from, taps};
-    for (int64_t at = 0, row = 0; row < repeat.rows; ++row, at += repeat.step, out += repeat.out_step)
-      in_blocks<A, kBytes>(n, [&]<class V, int kCount>(int64_t i) GK_INLINE_LAMBDA {
-        V sum[kCount];
-        known.add_up(at + i, sum);
-        for (int m = 0; m < kCount; ++m) store(out + i + m * int64_t(sizeof(V) / sizeof(A)), sum[m]);
-      });
+    each_sum<A, kTaps, kStep, kBytes>(from, taps, n, repeat, [&]<class V, int kCount>(int64_t row, int64_t i, const V(&sum)[kCount])
+                                      GK_INLINE_LAMBDA {
+      for (int m = 0; m < kCount; ++m) store(out + row * repeat.out_step + i + m * int64_t(sizeof(V) / sizeof(A)), sum[m]);
+    });
   }
 };
 
 // Memory is asked for early where an output row reads several rows at a time, which a processor's own prefetcher follows late.
 constexpr int64_t kAhead = 8192, kCacheLine = 64;
 
-template <class A, int kTaps>
+template <class A, int kTaps, int kStep>
 struct Apart {
   template <int kBytes>
   static GK_INLINE void run(const A* from, Taps<A> taps, int64_t n, A* __restrict even, A* __restrict odd, Repeat repeat) {
-    const Known<A, kTaps> known{from, taps};
-    for (int64_t at = 0, row = 0; row < repeat.rows; ++row, at += repeat.step, even += repeat.out_step, odd += repeat.out_step)
-      in_blocks<A, kBytes>(n, [&]<class V, int kCount>(int64_t i) GK_INLINE_LAMBDA {
-        const auto* ahead = reinterpret_cast<const char*>(from + at + i * repeat.fresh) + kAhead;
-        for (int64_t b = 0; b < repeat.fresh * int64_t(kCount * sizeof(V)); b += kCacheLine) __builtin_prefetch(ahead + b, 0, 2);
-        V sum[kCount];
-        known.add_up(at + i, sum);
-        if (i % 2)
-          store_apart(odd + i / 2, even + i / 2 + 1, sum);
-        else
-          store_apart(even + i / 2, odd + i / 2, sum);
-      });
+    each_sum<A, kTaps, kStep, kBytes>(from, taps, n, repeat, [&]<class V, int kCount>(int64_t row, int64_t i, const V(&sum)[kCount])
+                                      GK_INLINE_LAMBDA {
+      const auto* ahead = reinterpret_cast<const char*>(from + row * repeat.step + i * repeat.fresh) + kAhead;
+      for (int64_t b = 0; b < repeat.fresh * int64_t(kCount * sizeof(V)); b += kCacheLine) __builtin_prefetch(ahead + b, 0, 2);
+      const int64_t at = row * repeat.out_step + i / 2;
+      if (i % 2)
+        store_apart(odd + at, even + at + 1, sum);
+      else
+        store_apart(even + at, odd + at, sum);
+    });
   }
 };
+
+// Of few taps two rows share too little.
+constexpr int kEnough = 6;
+template <int kTaps, int kStep>
+constexpr int step_of = kTaps < kEnough ? 0 : kStep;
+
+template <class A, int kTaps>
+using PlainRows = Plain<A, kTaps, 0>;
+template <class A, int kTaps>
+using PlainBy1 = Plain<A, kTaps, step_of<kTaps, 1>>;
+template <class A, int kTaps>
+using PlainBy2 = Plain<A, kTaps, step_of<kTaps, 2>>;
+template <class A, int kTaps>
+using ApartRows = Apart<A, kTaps, 0>;
+template <class A, int kTaps>
+using ApartBy2 = Apart<A, kTaps, step_of<kTaps, 2>>;
 
 // Places one after the other, the first of `odd` kShift behind the first of `even`: what both read is loaded once.
 template <class A, int kTaps, int kShift>
@@ -163,6 +224,7 @@ struct InTurn {
           for (int k = 0; k < kTaps + kShift; ++k) {
             V value;
             std::memcpy(&value, from + i + k, sizeof(V));
+            in_register(value);
             if (k < kTaps) a += of_even[k] * value;
             if (k >= kShift) b += of_odd[k - kShift] * value;
           }
@@ -208,28 +270,43 @@ auto loop_for(int64_t taps) {
   return loops[taps <= kMost ? taps : kAny];
 }
 
+// What taps are apart, if it is the same for all, or 0.
 template <class A>
-bool are_neighbours(Taps<A> taps) {
+int64_t spacing_of(Taps<A> taps) {
+  const int64_t spacing = taps.count > 1 ? taps.places[1] - taps.places[0] : 0;
   for (int64_t k = 1; k < taps.count; ++k)
-    if (taps.places[k] != taps.places[0] + k) return false;
-  return taps.count > 0;
+    if (taps.places[k] != taps.places[0] + k * spacing) return 0;
+  return spacing;
+}
+
+// By how many taps a row begins behind the one before it, where they share enough, or 0.
+template <class A>
+int64_t taps_apart(Taps<A> taps, Repeat repeat) {
+  const int64_t spacing = repeat.rows > 1 && taps.count >= kEnough ? spacing_of(taps) : 0;
+  return spacing != 0 && repeat.step % spacing == 0 ? repeat.step / spacing : 0;
 }
 
 }  // namespace
 
 template <class A>
 void sum_plain(const A* from, Taps<A> taps, int64_t n, A* out, Repeat repeat) {
-  loop_for<Plain, A, const A*, Taps<A>, int64_t, A*, Repeat>(taps.count)(from, taps, n, out, repeat);
+  const int64_t step = taps_apart(taps, repeat);
+  const auto loop = step == 1   ? loop_for<PlainBy1, A, const A*, Taps<A>, int64_t, A*, Repeat>(taps.count)
+                    : step == 2 ? loop_for<PlainBy2, A, const A*, Taps<A>, int64_t, A*, Repeat>(taps.count)
+                                : loop_for<PlainRows, A, const A*, Taps<A>, int64_t, A*, Repeat>(taps.count);
+  loop(from, taps, n, out, repeat);
 }
 
 template <class A>
 void sum_apart(const A* from, Taps<A> taps, int64_t n, A* even, A* odd, Repeat repeat) {
-  loop_for<Apart, A, const A*, Taps<A>, int64_t, A*, A*, Repeat>(taps.count)(from, taps, n, even, odd, repeat);
+  const auto loop = taps_apart(taps, repeat) == 2 ? loop_for<ApartBy2, A, const A*, Taps<A>, int64_t, A*, A*, Repeat>(taps.count)
+                                                  : loop_for<ApartRows, A, const A*, Taps<A>, int64_t, A*, A*, Repeat>(taps.count);
+  loop(from, taps, n, even, odd, repeat);
 }
 
 template <class A>
 void sum_in_turn(const A* from, Taps<A> even, Taps<A> odd, int64_t n, A* out, Repeat repeat) {
-  const bool neighbours = even.count == odd.count && are_neighbours(even) && are_neighbours(odd);
+  const bool neighbours = even.count == odd.count && spacing_of(even) == 1 && spacing_of(odd) == 1;
   const int64_t shift = neighbours ? odd.places[0] - even.places[0] : 0;
   const int64_t taps = neighbours && (shift == 0 || shift == 1) ? even.count : kAny;
   const auto loop = shift == 1 ? loop_for<InTurnBehind, A, const A*, Taps<A>, Taps<A>, int64_t, A*, Repeat>(taps)

@@ -30,6 +30,14 @@ struct RegisterOf {
 template <class A, int kBytes>
 using register_of = typename RegisterOf<A, kBytes>::type;
 
+// v is in a register: where it has several uses, GCC would rather load it again for each.
+template <class V>
+GK_INLINE void in_register([[maybe_unused]] V& v) {
+#ifdef GK_X86_LEVELS
+  asm("" : "+v"(v));
+#endif
+}
+
 #ifdef GK_X86_LEVELS
 template <class Body>
 __attribute__((target("arch=x86-64-v4"))) void with_registers_of_64(const Body& body) {
