@@ -443,10 +443,10 @@ def test_every_level_of_lapgan_has_noise_of_its_own():
 # --- SinGAN ---
 
 
-def single(**options):
+def single(compile=False, **options):
     tiny = dict(width=2, scales=3, steps_per_scale=2, size=24, rounds=2)
     image = ganzoo.data.open("photos", size=32, photo="china").fetch(torch.zeros(1, dtype=torch.int64))
-    return Trainer(ganzoo.create("singan", **{**tiny, **options}), image["image"])
+    return Trainer(ganzoo.create("singan", **{**tiny, **options}), image["image"], compile=compile)
 
 
 def test_singan_takes_no_data_of_several_images():
@@ -524,6 +524,12 @@ def test_singans_penalty_asks_a_slope_of_one_of_every_patch_rather_than_of_their
     assert found == pytest.approx(
         0.1 * (4 * slope.norm().item() - 1) ** 2, rel=1e-4
     )  # 14 × 14 pixels have 4 × 4 patches
+
+
+def test_singans_losses_compile():
+    eager, compiled = (single(backend, steps_per_scale=1, rounds=1) for backend in (False, "eager"))
+    for _ in range(2):  # a step in each of two scales
+        torch.testing.assert_close(compiled.step(), eager.step(), rtol=1e-4, atol=1e-5)
 
 
 def test_singans_samples_differ_by_the_noise_of_every_scale():

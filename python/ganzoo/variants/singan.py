@@ -116,7 +116,7 @@ class SinGAN(Variant):
     def steep(self, networks):
         """The sum of the patches' scores over the root of their number, of which the penalty takes the slope: it is 1 where that of every
         patch is. With the mean's slope at 1 the game would outweigh the reconstruction by as much as the image has pixels."""
-        patches = math.prod(side - singan.PATCH + 1 for side in self.shapes[self.phase][1:])
+        patches = math.prod([side - singan.PATCH + 1 for side in self.shapes[self.phase][1:]])
         return lambda x: math.sqrt(patches) * networks.critic(x)
 
     def critic_loss(self, networks, draw, ops):
