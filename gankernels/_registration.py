@@ -71,8 +71,9 @@ def _release(version: str) -> list[str]:
 
 def refuse_derivative(name: str):
     def backward(ctx, *grads):
-        raise NotImplementedError(f"gankernels.{name}: the derivative of this op is not implemented; gankernels.reference "
-                                  "has forms that differentiate to any order.")  # fmt: skip
+        raise NotImplementedError(f"gankernels.{name}: the derivative of this op is not implemented; gankernels.reference has forms "
+                                  "that differentiate to any order, and a layer that fast_double_backward, or a penalty by it, brought "
+                                  "here does so outside of it.")  # fmt: skip
 
     return backward
 

@@ -422,7 +422,8 @@ class fast_double_backward(TorchFunctionMode):  # noqa: N801  a context manager,
     tensor of zeros; biases of convolutions, linear layers and norms get their zeros.
 
     Known too, with a fused second derivative, and no third: layer, group, instance and RMS norm, GELU, SiLU, tanh, sigmoid, softplus,
-    ELU, SELU, scaled dot-product attention without a mask or dropout. nn.MultiheadAttention takes attention in its plain form.
+    ELU, SELU, scaled dot-product attention without a mask or dropout. nn.MultiheadAttention takes attention in its plain form. Of these,
+    softplus, ELU and SELU keep their result, where stock keeps the input: a network that then writes to it in place is told so by autograd.
 
     Anything else, tensor subclasses, complex, sparse and nested tensors, torch.func transforms, forward-mode differentiation and what runs
     under torch.utils.checkpoint or other saved-tensor hooks included, passes through untouched. Works under torch.compile, autocast, DataParallel.
