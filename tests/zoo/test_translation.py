@@ -381,6 +381,12 @@ def pyramid(**options):
     return Trainer(variant, ganzoo.data.open("photos", size=32, photo="china"))
 
 
+def test_lapgans_losses_compile():
+    variant, data = ganzoo.create("lapgan", width=1, batch=4, doublings=1), ganzoo.data.open("photos", size=16)
+    eager, compiled = (Trainer(variant, data, compile=backend) for backend in (False, "eager"))
+    torch.testing.assert_close(compiled.step(), eager.step(), rtol=1e-4, atol=1e-5)
+
+
 def test_lapgan_names_the_most_doublings_that_images_have():
     for size, most in ((16, 1), (32, 2)):
         sentence = f"doublings must be at most {most} for images of {size} x {size} pixels, got 3."

@@ -26,8 +26,9 @@ class CompiledLoss:
         self._compiled = torch.compile(of_values, fullgraph=True, **options)
 
     def __call__(self, networks, draw, ops):
-        # The derivatives of a penalty are taken inside of the compiled region.
-        with torch._dynamo.config.patch(trace_autograd_ops=True):
+        # The derivatives of a penalty are taken inside of the compiled region. A number of one loss, such as its level, is not that of
+        # another, which dynamo would take for a number that changes.
+        with torch._dynamo.config.patch(trace_autograd_ops=True, specialize_int=True):
             if self._requests is None:
                 noted, mark = Noted(draw), draw.mark()
                 buffers = {name: buffer.clone() for name, buffer in networks.named_buffers()}
