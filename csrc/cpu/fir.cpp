@@ -173,6 +173,7 @@ struct Plain {
 };
 
 // Memory is asked for early where an output row reads several rows at a time, which a processor's own prefetcher follows late.
+// Two rows at a time take twice as much of it.
 constexpr int64_t kAhead = 8192, kCacheLine = 64;
 
 template <class A, int kTaps, int kStep>
@@ -181,7 +182,7 @@ struct Apart {
   static GK_INLINE void run(const A* from, Taps<A> taps, int64_t n, A* __restrict even, A* __restrict odd, Repeat repeat) {
     each_sum<A, kTaps, kStep, kBytes>(from, taps, n, repeat, [&]<class V, int kCount>(int64_t row, int64_t i, const V(&sum)[kCount])
                                       GK_INLINE_LAMBDA {
-      const auto* ahead = reinterpret_cast<const char*>(from + row * repeat.step + i * repeat.fresh) + kAhead;
+      const auto* ahead = reinterpret_cast<const char*>(from + row * repeat.step + i * repeat.fresh) + (kStep > 0 ? 2 : 1) * kAhead;
       for (int64_t b = 0; b < repeat.fresh * int64_t(kCount * sizeof(V)); b += kCacheLine) __builtin_prefetch(ahead + b, 0, 2);
       const int64_t at = row * repeat.out_step + i / 2;
       if (i % 2)
