@@ -127,7 +127,10 @@ def test_resume_goes_on_further(ganzoo_command, tmp_path):
     assert ganzoo_command("train", "gan", *QUICK, "--steps", 20, "--runs", tmp_path / "long")[0] == 0
     assert ganzoo_command("train", "gan", *QUICK, "--steps", 10, "--runs", tmp_path / "short")[0] == 0
     run = only_run(tmp_path / "short")
-    assert ganzoo_command("resume", run) == (2, "", f"ganzoo: --steps must be above the 10 that {run} has, got 10.\n")
+    ended = f"ganzoo: {run} has ended, after 10 steps; `ganzoo resume {run} --steps 20` goes on to twice as many.\n"
+    assert ganzoo_command("resume", run) == (2, "", ended)
+    sentence = f"ganzoo: --steps must be above the 10 that {run} has, got 7.\n"
+    assert ganzoo_command("resume", run, "--steps", 7) == (2, "", sentence)
     assert ganzoo_command("resume", run, "--steps", 20)[0] == 0
     assert ganzoo.load(run).steps == 20
     assert torch.equal(ganzoo.load(run).sample(3), ganzoo.load(only_run(tmp_path / "long")).sample(3))

@@ -39,7 +39,7 @@ README = """This folder is a run of ganzoo: {variant} on {data}, started with
 
     {command}
 
-Go on with it, draw from it, measure it, draw its curves again:
+Go on with it after an interruption, or with --steps beyond its end; draw from it, measure it, draw its curves again:
 
     {program} resume {folder}
     {program} sample {folder} --n 64
@@ -194,11 +194,15 @@ def resume(folder, steps=0, data="", device=""):
     options.data = config["run"]["data"] = data or options.data
     options.device = config["run"]["device"] = device or options.device
     options.check()
+    done = state["steps"]
     if steps:
         variant.steps = config["options"]["steps"] = steps
         variant.check()
-    if state["steps"] >= variant.steps:
-        raise ArgumentError("steps", f"above the {state['steps']} that {folder} has", variant.steps)
+        if steps <= done:
+            raise ArgumentError("steps", f"above the {done} that {folder} has", steps)
+    elif done >= variant.steps:
+        further = f"{program()} resume {folder} --steps {2 * done}"
+        raise Error(f"{folder} has ended, after {done} steps; `{further}` goes on to twice as many.")
     trainer = _trainer(variant, options)
     try:
         trainer.load_state_dict(state)
