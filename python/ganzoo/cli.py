@@ -284,7 +284,9 @@ def _as_sentence(box):
     rows = " ".join(row.strip("│ ") for row in box.splitlines()[1:] if row[:1] != "╰")
     parts = [re.sub(r"\s+", " ", part).strip(" .:") for part in re.split("[─-]{3,}", rows)]
     said = [part for part in parts if part and not part.startswith(("For full helptext", "Argument helptext"))]
-    said.sort(key=lambda part: part if part.startswith("Arguments similar to") else "")  # tyro has them in a set's order
+    said.sort(
+        key=lambda part: part if part.startswith("Arguments similar to") else ""
+    )  # tyro has them in a set's order
     text = "; ".join(part[:1].lower() + part[1:] for part in said)
     for pattern, words in _REWORDED.items():
         text = re.sub(pattern, words, text)
